@@ -1,0 +1,76 @@
+// Device: memory, copies and the compute operations a model needs, the same on every kind of hardware.
+import type { DType } from '../core/dtype.ts'
+import type { RankmeshError } from '../core/errors.ts'
+import type { TensorDevice } from '../core/storage.ts'
+import type { Tensor } from '../core/tensor.ts'
+
+export interface RopeAppend {
+  /** Rotation table from `ropeTable`, [positions, dim / 2, 2]. */
+  table: Tensor
+  /** Caches [capacity, kvHeads * dim]; rows from `start` on are written. */
+  keys: Tensor
+  values: Tensor
+  heads: number
+  kvHeads: number
+  dim: number
+  /** Position of the first token. */
+  start: number
+  out?: Tensor
+}
+
+export interface Attention {
+  keys: Tensor
+  values: Tensor
+  heads: number
+  kvHeads: number
+  dim: number
+  /** Position of the first query; key rows up to the query's own are read. */
+  start: number
+  /** Keys a query sees, its own included; 0 or absent: all before it. */
+  window?: number
+  /** Defaults to 1 / sqrt(dim). */
+  scale?: number
+  out?: Tensor
+}
+
+/**
+ * Operations are recorded in the order of the calls and run when a result is read; bad operands throw at the call (ERR_SHAPE, ERR_DTYPE,
+ * ERR_DEVICE) and queue nothing. `out` receives the result where it is given, else a new tensor does; it must not be an operand unless
+ * stated. Weights may be float32, bfloat16 or float16 whatever the activations are; arithmetic is in float32.
+ */
+export interface Device extends TensorDevice, Disposable {
+  /** What runs the operations, as the adapter calls itself. */
+  readonly description: string
+  /** True for a CPU program behind a GPU interface: right, and slow. */
+  readonly software: boolean
+  /** Set once the device is lost or disposed. */
+  readonly failure: RankmeshError | null
+
+  /** Rows `ids - first` of `table` [rows, n]; ids outside give zeros. ids [tokens] uint32 → [tokens, n]. */
+  embedding(ids: Tensor, table: Tensor, options?: { first?: number; dtype?: DType; out?: Tensor }): Tensor
+  /** x [tokens, k] times w [outs, k] transposed, plus bias [outs] (float32): → [tokens, outs] float32. One or few tokens take the matvec kernel. */
+  matmul(x: Tensor, w: Tensor, options?: { bias?: Tensor | undefined; out?: Tensor }): Tensor
+  /** Rotates q and k of x [tokens, (heads + 2 kvHeads) * dim], appends k and v to the caches: → q [tokens, heads * dim]. float32. */
+  ropeAppend(x: Tensor, options: RopeAppend): Tensor
+  /** Causal grouped-query attention of q [tokens, heads * dim] over a cache: → [tokens, heads * dim]. float32. */
+  attention(q: Tensor, options: Attention): Tensor
+  /** silu(gate) * up for x [tokens, 2n] = gate | up: → [tokens, n]. */
+  siluMul(x: Tensor, options?: { out?: Tensor }): Tensor
+  /** x * rsqrt(mean(x^2) + eps) * weight per row of the last dimension; `zeroCentered`: weight holds w - 1. */
+  rmsNorm(x: Tensor, weight: Tensor, options?: { eps?: number; zeroCentered?: boolean; out?: Tensor }): Tensor
+  /** a + b of one shape and dtype. */
+  add(a: Tensor, b: Tensor, options?: { out?: Tensor }): Tensor
+  /** Softmax over the last dimension. float32. */
+  softmax(x: Tensor, options?: { out?: Tensor }): Tensor
+  /** Index of the largest value of each row, the lowest of equals: [..., n] float32 → [...] uint32. */
+  argmax(x: Tensor, options?: { out?: Tensor }): Tensor
+  /** The k largest of each row, descending, equals by ascending index: [..., n] float32 → two tensors [..., k]. */
+  topK(x: Tensor, k: number): { values: Tensor; indices: Tensor }
+  /** The same values in another float dtype, rounded to nearest even. */
+  cast(x: Tensor, dtype: DType, options?: { out?: Tensor }): Tensor
+  /** Copies all elements of `from` into `to`: same size and dtype, any alignment. */
+  copy(from: Tensor, to: Tensor): void
+  /** Resolves when everything recorded so far has run; rejects where that failed. */
+  sync(): Promise<void>
+  dispose(): void
+}

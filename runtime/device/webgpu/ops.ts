@@ -1,0 +1,304 @@
+// The compute operations of a WebGPU device: each checks its operands, then records its kernels.
+import { type DType, dtypeSize } from '../../core/dtype.ts'
+import { checkInteger, DTypeError, invalidArgument, ShapeError } from '../../core/errors.ts'
+import { formatShape, type Shape, sameShape, sizeOf } from '../../core/shape.ts'
+import { Tensor } from '../../core/tensor.ts'
+import type { Attention, RopeAppend } from '../device.ts'
+import type { WebGpuDevice } from './device.ts'
+import { castRange, copyBytes, dispatch, elementType, f32, floatType, grid, operand, rangeOf, withQuads } from './launch.ts'
+import type { Prelude } from './shaders.ts'
+
+/** From how many tokens on a product takes the blocked kernel. */
+const MATMUL_TOKENS = 5
+/** Widest attention head: 64 quads. */
+const MAX_HEAD = 256
+
+export function embedding(
+  device: WebGpuDevice,
+  ids: Tensor,
+  table: Tensor,
+  { first = 0, dtype = 'float32', out }: { first?: number; dtype?: DType; out?: Tensor } = {},
+): Tensor {
+  expectDType(ids, 'uint32', 'ids')
+  expectDims(ids, 1, 'ids')
+  expectDims(table, 2, 'table')
+  checkInteger('first', first, 0, 2 ** 32 - 1)
+  const weight = floatType(table.dtype, 'table')
+  const [tokens, n] = [ids.size, table.shape[1] as number]
+  const y = result(device, out, [tokens, n], out?.dtype ?? dtype)
+  const element = floatType(y.dtype, 'the embedding')
+  if (y.size === 0) return y
+  const scalar = n % 4 !== 0
+  const { sink, gpu } = device
+  const WG = gpu.tuning.flat
+  withQuads(sink, [operand(gpu, table, 'r'), operand(gpu, y, 'w')], scalar, ([from, to]) => {
+    const quads = scalar ? n : n / 4
+    const variant = {
+      name: 'embedding' as const,
+      element: form(element, scalar),
+      weight: scalar ? ('f32x1' as const) : weight,
+      constants: { WG },
+    }
+    const groups = grid(Math.ceil((tokens * quads) / WG))
+    dispatch(sink, variant, [rangeOf(gpu, ids), from!, to!], [tokens, quads, table.shape[0] as number], groups, first)
+  })
+  return y
+}
+
+export function matmul(
+  device: WebGpuDevice,
+  x: Tensor,
+  w: Tensor,
+  { bias, out }: { bias?: Tensor | undefined; out?: Tensor } = {},
+): Tensor {
+  expectDims(x, 2, 'x')
+  expectDims(w, 2, 'w')
+  const [tokens, k] = x.shape as [number, number]
+  const [outs, wk] = w.shape as [number, number]
+  if (k !== wk)
+    throw new ShapeError(`Expected x [tokens, k] and w [outs, k] but received ${formatShape(x.shape)} and ${formatShape(w.shape)}`)
+  if (bias) {
+    expectDType(bias, 'float32', 'bias')
+    expectShape(bias, [outs], 'bias')
+  }
+  const element = floatType(x.dtype, 'x')
+  const weight = floatType(w.dtype, 'w')
+  const y = result(device, out, [tokens, outs], 'float32')
+  expectDType(y, 'float32', 'out')
+  if (y.size === 0) return y
+  if (k === 0) throw new ShapeError('Expected at least one column in x and w but received 0')
+  const scalar = k % 4 !== 0
+  const { sink, gpu } = device
+  const { flat, matvecLanes, tiled } = gpu.tuning
+  withQuads(sink, [operand(gpu, x, 'r'), operand(gpu, w, 'r')], scalar, ([xs, ws]) => {
+    const types = { element: form(element, scalar), weight: scalar ? ('f32x1' as const) : weight }
+    const operands = [xs!, ws!, bias ? rangeOf(gpu, bias) : xs!, rangeOf(gpu, y)]
+    const params = [tokens, outs, scalar ? k : k / 4]
+    const HAS_BIAS = bias !== undefined
+    if (tokens < MATMUL_TOKENS) {
+      const constants = { WG: flat, LANES_PER_ROW: matvecLanes, HAS_BIAS }
+      dispatch(sink, { name: 'matvec', ...types, constants }, operands, params, [Math.ceil(outs / (flat / matvecLanes)), tokens])
+    } else if (tiled) {
+      dispatch(sink, { name: 'matmul_tiled', ...types, constants: { HAS_BIAS } }, operands, params, [
+        Math.ceil(outs / 64),
+        Math.ceil(tokens / 64),
+      ])
+    } else {
+      dispatch(sink, { name: 'matmul', ...types, constants: { WG: 16, HAS_BIAS } }, operands, params, [
+        Math.ceil(outs / 64),
+        Math.ceil(tokens / 8),
+      ])
+    }
+  })
+  return y
+}
+
+export function ropeAppend(device: WebGpuDevice, x: Tensor, options: RopeAppend): Tensor {
+  const { table, keys, values, heads, kvHeads, dim, start, out } = options
+  expectDims(x, 2, 'x')
+  const tokens = x.shape[0] as number
+  expectShape(x, [tokens, (heads + 2 * kvHeads) * dim], 'x (heads + 2 * kvHeads wide)')
+  checkHeads(heads, kvHeads, dim)
+  checkCache(keys, values, kvHeads, dim, start, tokens)
+  if (table.shape.length !== 3 || (table.shape[0] as number) < start + tokens || table.shape[1] !== dim / 2 || table.shape[2] !== 2) {
+    throw new ShapeError(`Expected a table of [at least ${start + tokens}, ${dim / 2}, 2] but received ${formatShape(table.shape)}`)
+  }
+  for (const [name, tensor] of Object.entries({ x, table, keys, values })) expectDType(tensor, 'float32', name)
+  const y = result(device, out, [tokens, heads * dim], 'float32')
+  if (tokens === 0) return y
+  const { sink, gpu } = device
+  const WG = gpu.tuning.flat
+  const operands = [x, table, y, keys, values].map((tensor) => rangeOf(gpu, tensor))
+  const count = tokens * (heads + 2 * kvHeads) * (dim / 2)
+  dispatch(sink, { name: 'rope', constants: { WG } }, operands, [tokens, heads, kvHeads, dim, start], grid(Math.ceil(count / WG)))
+  return y
+}
+
+export function attention(device: WebGpuDevice, q: Tensor, options: Attention): Tensor {
+  const { keys, values, heads, kvHeads, dim, start, window = 0, out } = options
+  checkHeads(heads, kvHeads, dim)
+  if (dim % 4 !== 0 || dim > MAX_HEAD)
+    throw new ShapeError(`Expected a head size that is a multiple of 4 up to ${MAX_HEAD} but received ${dim}`)
+  checkInteger('window', window, 0)
+  expectDims(q, 2, 'q')
+  const tokens = q.shape[0] as number
+  expectShape(q, [tokens, heads * dim], 'q')
+  checkCache(keys, values, kvHeads, dim, start, tokens)
+  for (const [name, tensor] of Object.entries({ q, keys, values })) expectDType(tensor, 'float32', name)
+  const y = result(device, out, [tokens, heads * dim], 'float32')
+  if (tokens === 0) return y
+  const { sink, gpu } = device
+  const operands = [operand(gpu, q, 'r'), operand(gpu, keys, 'r'), operand(gpu, values, 'r'), operand(gpu, y, 'w')] as const
+  withQuads(sink, operands, false, (ranges) => {
+    const params = [tokens, heads, kvHeads, dim / 4, start, window, f32(options.scale ?? 1 / Math.sqrt(dim))]
+    dispatch(sink, { name: 'attention', constants: { WG: gpu.tuning.attention } }, ranges, params, grid(tokens * heads))
+  })
+  return y
+}
+
+export function siluMul(device: WebGpuDevice, x: Tensor, { out }: { out?: Tensor } = {}): Tensor {
+  expectDims(x, 2, 'x')
+  const [rows, both] = x.shape as [number, number]
+  if (both % 2 !== 0) throw new ShapeError(`Expected x [rows, 2n], gate beside up, but received ${formatShape(x.shape)}`)
+  const n = both / 2
+  const y = result(device, out, [rows, n], x.dtype)
+  rowKernel(device, 'silu_mul', [x], y, n, (quads) => ({ params: [rows, quads], flat: rows * quads }))
+  return y
+}
+
+export function rmsNorm(
+  device: WebGpuDevice,
+  x: Tensor,
+  weight: Tensor,
+  { eps = 1e-6, zeroCentered = false, out }: { eps?: number; zeroCentered?: boolean; out?: Tensor } = {},
+): Tensor {
+  const n = lastDim(x, 'x')
+  expectShape(weight, [n], 'weight')
+  expectDType(weight, x.dtype, 'weight')
+  checkEps(eps)
+  const y = result(device, out, x.shape, x.dtype)
+  const rows = n === 0 ? 0 : x.size / n
+  rowKernel(device, 'rms_norm', [x, weight], y, n, (quads) => ({
+    params: [rows, quads, n, f32(eps)],
+    rows,
+    constants: { ZERO_CENTERED: zeroCentered },
+  }))
+  return y
+}
+
+export function add(device: WebGpuDevice, a: Tensor, b: Tensor, { out }: { out?: Tensor } = {}): Tensor {
+  expectShape(b, a.shape, 'b')
+  expectDType(b, a.dtype, 'b')
+  const element = elementType(a.dtype, 'a')
+  const y = result(device, out, a.shape, a.dtype)
+  if (y.size === 0) return y
+  const { sink, gpu } = device
+  const WG = gpu.tuning.flat
+  withQuads(sink, [operand(gpu, a, 'r'), operand(gpu, b, 'r'), operand(gpu, y, 'w')], false, (ranges) => {
+    const quads = Math.ceil(a.size / 4)
+    dispatch(sink, { name: 'add', element, constants: { WG } }, ranges, [quads], grid(Math.ceil(quads / WG)))
+  })
+  return y
+}
+
+export function softmax(device: WebGpuDevice, x: Tensor, { out }: { out?: Tensor } = {}): Tensor {
+  expectDType(x, 'float32', 'x')
+  const n = lastDim(x, 'x')
+  const y = result(device, out, x.shape, 'float32')
+  if (y.size === 0) return y
+  const rows = x.size / n
+  const { sink, gpu } = device
+  dispatch(sink, { name: 'softmax', constants: { WG: gpu.tuning.row } }, [rangeOf(gpu, x), rangeOf(gpu, y)], [rows, n], grid(rows))
+  return y
+}
+
+export function topK(device: WebGpuDevice, x: Tensor, k: number, outIndices?: Tensor): { values: Tensor; indices: Tensor } {
+  expectDType(x, 'float32', 'x')
+  const n = lastDim(x, 'x')
+  checkInteger('k', k, 1, n)
+  const shape = [...x.shape.slice(0, -1), k]
+  const indices = result(device, outIndices, shape, 'uint32')
+  const values = Tensor.empty(shape, { device })
+  const rows = x.size / n
+  const { sink, gpu } = device
+  if (rows > 0) {
+    const ranges = [x, values, indices].map((tensor) => rangeOf(gpu, tensor))
+    dispatch(sink, { name: 'top_k', constants: { WG: gpu.tuning.row } }, ranges, [rows, n, k], grid(rows))
+  }
+  return { values, indices }
+}
+
+export function cast(device: WebGpuDevice, x: Tensor, dtype: DType, { out }: { out?: Tensor } = {}): Tensor {
+  const weight = floatType(x.dtype, 'x')
+  const element = floatType(dtype, 'the result of cast')
+  const y = result(device, out, x.shape, dtype)
+  if (y.size === 0) return y
+  const { sink, gpu } = device
+  withQuads(sink, [operand(gpu, x, 'r'), operand(gpu, y, 'w')], false, ([from, to]) => castRange(sink, from!, weight, to!, element, x.size))
+  return y
+}
+
+export function copy(device: WebGpuDevice, from: Tensor, to: Tensor): void {
+  expectDType(to, from.dtype, 'to')
+  if (from.size !== to.size) throw new ShapeError(`Expected ${from.size} elements for to but received ${formatShape(to.shape)}`)
+  const { sink, gpu } = device
+  copyBytes(sink, rangeOf(gpu, from), rangeOf(gpu, to), from.byteLength)
+}
+
+/** A kernel over rows of `n` elements, all operands of y's dtype: in its quad form, or in its scalar form where n is no multiple of four. */
+function rowKernel(
+  device: WebGpuDevice,
+  name: 'silu_mul' | 'rms_norm',
+  inputs: readonly Tensor[],
+  y: Tensor,
+  n: number,
+  plan: (quads: number) => { params: number[]; flat?: number; rows?: number; constants?: Record<string, boolean> },
+): void {
+  const element = floatType(y.dtype, 'x')
+  if (y.size === 0) return
+  const scalar = n % 4 !== 0
+  const { sink, gpu } = device
+  const operands = [...inputs.map((tensor) => operand(gpu, tensor, 'r')), operand(gpu, y, 'w')]
+  withQuads(sink, operands, scalar, (ranges) => {
+    const { params, flat, rows, constants } = plan(scalar ? n : n / 4)
+    const WG = flat === undefined ? gpu.tuning.row : gpu.tuning.flat
+    const groups = grid(flat === undefined ? (rows as number) : Math.ceil(flat / WG))
+    dispatch(sink, { name, element: form(element, scalar), constants: { WG, ...constants } }, ranges, params, groups)
+  })
+}
+
+/** The scalar form of a float element type. */
+export function form(element: 'f32' | 'bf16' | 'f16' | Prelude, scalar: boolean): Prelude {
+  return scalar ? (`${element}x1` as Prelude) : element
+}
+
+/** `out` where it fits, else a new tensor. */
+function result(device: WebGpuDevice, out: Tensor | undefined, shape: Shape, dtype: DType): Tensor {
+  if (!out) return new Tensor(device, device.allocate(sizeOf(shape) * dtypeSize(dtype)), shape, dtype)
+  expectShape(out, shape, 'out')
+  expectDType(out, dtype, 'out')
+  return out
+}
+
+function checkHeads(heads: number, kvHeads: number, dim: number): void {
+  checkInteger('heads', heads, 1)
+  checkInteger('kvHeads', kvHeads, 1)
+  if (heads % kvHeads !== 0) throw invalidArgument('heads', `a multiple of kvHeads (${kvHeads})`, heads)
+  if (!Number.isInteger(dim) || dim < 2 || dim % 2 !== 0) throw invalidArgument('dim', 'an even integer of at least 2', dim)
+}
+
+function checkCache(keys: Tensor, values: Tensor, kvHeads: number, dim: number, start: number, tokens: number): void {
+  checkInteger('start', start, 0)
+  expectDims(keys, 2, 'keys')
+  const capacity = keys.shape[0] as number
+  expectShape(keys, [capacity, kvHeads * dim], 'keys')
+  expectShape(values, [capacity, kvHeads * dim], 'values')
+  if (start + tokens > capacity) {
+    throw new ShapeError(`Expected a cache of at least ${start + tokens} rows but received ${capacity}; make it longer or end the sequence`)
+  }
+}
+
+export function checkEps(eps: number): void {
+  if (!(eps >= 0 && Number.isFinite(eps))) throw invalidArgument('eps', 'a finite number of at least 0', eps)
+}
+
+function lastDim(x: Tensor, name: string): number {
+  const n = x.shape.at(-1)
+  if (n === undefined) throw new ShapeError(`Expected at least one dimension for ${name} but received a scalar`)
+  return n
+}
+
+function expectDims(tensor: Tensor, dims: number, name: string): void {
+  if (tensor.shape.length !== dims)
+    throw new ShapeError(`Expected ${dims} dimensions for ${name} but received ${formatShape(tensor.shape)}`)
+}
+
+export function expectShape(tensor: Tensor, shape: Shape, name: string): void {
+  if (!sameShape(tensor.shape, shape)) {
+    throw new ShapeError(`Expected shape ${formatShape(shape)} for ${name} but received ${formatShape(tensor.shape)}`)
+  }
+}
+
+export function expectDType(tensor: Tensor, dtype: DType, name: string): void {
+  if (tensor.dtype !== dtype) throw new DTypeError(`Expected ${dtype} for ${name} but received ${tensor.dtype}; cast it first`)
+}

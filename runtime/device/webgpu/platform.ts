@@ -1,0 +1,24 @@
+// What the WebGPU device asks of the place it runs in: one adapter, and a way to act after the current turn of the event loop.
+
+export interface AdapterChoice {
+  /** Part of an adapter's name, or its index in the order the system lists them. */
+  adapter?: string | number
+  /** Asks for the software adapter even where a GPU is present. */
+  software?: boolean
+}
+
+export interface FoundAdapter {
+  adapter: GPUAdapter
+  /** Must stay reachable as long as any device of the adapter lives (Dawn frees itself with it). */
+  instance: object
+  /** A CPU program behind the WebGPU interface: right, and slow. */
+  software: boolean
+}
+
+export interface Platform {
+  /** @throws ERR_BACKEND_UNAVAILABLE with what was tried and why it failed. */
+  findAdapter(choice: AdapterChoice): Promise<FoundAdapter>
+  /** Runs `task` once all promise reactions that are ready now have run. */
+  afterTurn(task: () => void): void
+  env(name: string): string | undefined
+}

@@ -1,0 +1,129 @@
+// GPU memory: buffers by size class, used again after they are freed, and the storages that tensors hold on them.
+import { DeviceError, OutOfMemoryError } from '../../core/errors.ts'
+import { roundUp } from '../../core/shape.ts'
+import { type Storage, UseCount } from '../../core/storage.ts'
+
+/** Storage bindings and slices of a shared buffer begin at multiples of this. */
+export const ALIGNMENT = 256
+
+/** Freed bytes kept for later use; beyond this buffers are destroyed. */
+const KEEP_BYTES = 512 * 2 ** 20
+
+let nextId = 1
+
+export interface PooledBuffer {
+  readonly id: number
+  readonly gpu: GPUBuffer
+  readonly size: number
+}
+
+/** A tensor's bytes: a part of a buffer. Slices of one buffer are how ranks on one device share an operand. */
+export class GpuStorage extends UseCount implements Storage {
+  readonly pool: BufferPool
+  readonly buffer: PooledBuffer
+  readonly offset: number
+  readonly byteLength: number
+
+  constructor(pool: BufferPool, buffer: PooledBuffer, offset: number, byteLength: number, free: () => void) {
+    super(free)
+    this.pool = pool
+    this.buffer = buffer
+    this.offset = offset
+    this.byteLength = byteLength
+  }
+}
+
+export class BufferPool {
+  readonly #device: GPUDevice
+  readonly #free = new Map<number, PooledBuffer[]>()
+  readonly #limbo: PooledBuffer[] = []
+  #keptBytes = 0
+  /** Called when a buffer is destroyed, so that nothing keeps a binding of it. */
+  onDestroy: (buffer: PooledBuffer) => void = () => {}
+  /** Called with the device's answer when an allocation failed. */
+  onOutOfMemory: (error: OutOfMemoryError) => void = () => {}
+  /** Buffers that somebody holds: the figure leak tests compare. */
+  liveBuffers = 0
+  liveBytes = 0
+
+  constructor(device: GPUDevice) {
+    this.#device = device
+  }
+
+  allocate(byteLength: number): GpuStorage {
+    return this.allocateSlices(1, byteLength)[0] as GpuStorage
+  }
+
+  /** One buffer of `count` slices of at least `byteLength` bytes each, a storage per slice; it is free when all of them are. */
+  allocateSlices(count: number, byteLength: number): GpuStorage[] {
+    const pitch = Math.max(ALIGNMENT, roundUp(byteLength, ALIGNMENT))
+    const buffer = this.#take(count * pitch)
+    let held = count
+    const free = (): void => {
+      if (--held === 0) this.#giveBack(buffer)
+    }
+    return Array.from({ length: count }, (_, i) => new GpuStorage(this, buffer, i * pitch, byteLength, free))
+  }
+
+  #take(bytes: number): PooledBuffer {
+    const limit = Math.min(this.#device.limits.maxBufferSize, this.#device.limits.maxStorageBufferBindingSize)
+    if (bytes > limit) {
+      throw new OutOfMemoryError(
+        `A buffer of ${bytes} bytes was asked for, but this device allows ${limit}; split the tensor over more ranks or devices`,
+      )
+    }
+    const size = Math.min(sizeClass(bytes), limit - (limit % ALIGNMENT))
+    this.liveBuffers++
+    this.liveBytes += size
+    const kept = this.#free.get(size)?.pop()
+    if (kept) {
+      this.#keptBytes -= size
+      return kept
+    }
+    this.#device.pushErrorScope('out-of-memory')
+    const gpu = this.#device.createBuffer({
+      size,
+      usage: GPUBufferUsage.STORAGE | GPUBufferUsage.COPY_SRC | GPUBufferUsage.COPY_DST,
+      label: `rankmesh ${nextId}`,
+    })
+    this.#device.popErrorScope().then(
+      (error) => error && this.onOutOfMemory(new OutOfMemoryError(`The device could not allocate ${size} bytes: ${error.message}`)),
+      () => {}, // the device is lost, which is told elsewhere
+    )
+    return { id: nextId++, gpu, size }
+  }
+
+  #giveBack(buffer: PooledBuffer): void {
+    this.liveBuffers--
+    this.liveBytes -= buffer.size
+    this.#limbo.push(buffer)
+  }
+
+  /** To be called once all work recorded so far is submitted: only then may freed buffers serve somebody else. */
+  recycle(): void {
+    for (const buffer of this.#limbo.splice(0)) {
+      if (this.#keptBytes + buffer.size > KEEP_BYTES) {
+        this.onDestroy(buffer)
+        buffer.gpu.destroy()
+        continue
+      }
+      this.#keptBytes += buffer.size
+      const list = this.#free.get(buffer.size)
+      if (list) list.push(buffer)
+      else this.#free.set(buffer.size, [buffer])
+    }
+  }
+}
+
+/** Powers of two up to 1 MiB, then whole MiB: few classes, at most half wasted, and little on large ones. */
+function sizeClass(bytes: number): number {
+  const mib = 2 ** 20
+  return bytes >= mib ? roundUp(bytes, mib) : 2 ** Math.ceil(Math.log2(bytes))
+}
+
+/** The GPU storage behind a tensor of this pool; anything else is refused. */
+export function gpuStorage(pool: BufferPool, storage: Storage): GpuStorage {
+  if (!(storage instanceof GpuStorage)) throw new DeviceError('Expected a tensor on a WebGPU device; move it there with tensor.to(device)')
+  if (storage.pool !== pool) throw new DeviceError('This tensor is on another WebGPU device; move it with tensor.to(device)')
+  return storage
+}

@@ -1,0 +1,88 @@
+// Every `.wgsl` file as text, and the program of a kernel: the rank prelude, its dtype preludes, its own file.
+import add from '../../../shaders/add.wgsl'
+import allReduce from '../../../shaders/all_reduce.wgsl'
+import allReduceRmsNorm from '../../../shaders/all_reduce_rms_norm.wgsl'
+import attention from '../../../shaders/attention.wgsl'
+import cast from '../../../shaders/cast.wgsl'
+import copy from '../../../shaders/copy.wgsl'
+import embedding from '../../../shaders/embedding.wgsl'
+import matmul from '../../../shaders/matmul.wgsl'
+import matmulTiled from '../../../shaders/matmul_tiled.wgsl'
+import matvec from '../../../shaders/matvec.wgsl'
+import bf16 from '../../../shaders/prelude/bf16.wgsl'
+import bf16x1 from '../../../shaders/prelude/bf16x1.wgsl'
+import f16 from '../../../shaders/prelude/f16.wgsl'
+import f16x1 from '../../../shaders/prelude/f16x1.wgsl'
+import f32 from '../../../shaders/prelude/f32.wgsl'
+import f32x1 from '../../../shaders/prelude/f32x1.wgsl'
+import i32 from '../../../shaders/prelude/i32.wgsl'
+import rank from '../../../shaders/prelude/rank.wgsl'
+import u32 from '../../../shaders/prelude/u32.wgsl'
+import weightBf16 from '../../../shaders/prelude/weight_bf16.wgsl'
+import weightF16 from '../../../shaders/prelude/weight_f16.wgsl'
+import weightF32 from '../../../shaders/prelude/weight_f32.wgsl'
+import weightF32x1 from '../../../shaders/prelude/weight_f32x1.wgsl'
+import rmsNorm from '../../../shaders/rms_norm.wgsl'
+import rope from '../../../shaders/rope.wgsl'
+import siluMul from '../../../shaders/silu_mul.wgsl'
+import softmax from '../../../shaders/softmax.wgsl'
+import topK from '../../../shaders/top_k.wgsl'
+
+/** Element types a kernel can be built for; `x1` are the forms for rows whose length is no multiple of four. */
+export type Prelude = 'f32' | 'f32x1' | 'bf16' | 'bf16x1' | 'f16' | 'f16x1' | 'i32' | 'u32'
+export type WeightPrelude = 'f32' | 'f32x1' | 'bf16' | 'f16'
+
+const PRELUDES: Record<Prelude, string> = { f32, f32x1, bf16, bf16x1, f16, f16x1, i32, u32 }
+const WEIGHT_PRELUDES: Record<WeightPrelude, string> = { f32: weightF32, f32x1: weightF32x1, bf16: weightBf16, f16: weightF16 }
+
+interface Source {
+  text: string
+  /** Access of storage bindings 1, 2, 3 ...: `r` read, `w` read and written. */
+  access: string
+}
+
+export type KernelName =
+  | 'add'
+  | 'all_reduce'
+  | 'all_reduce_rms_norm'
+  | 'attention'
+  | 'cast'
+  | 'copy'
+  | 'embedding'
+  | 'matmul'
+  | 'matmul_tiled'
+  | 'matvec'
+  | 'rms_norm'
+  | 'rope'
+  | 'silu_mul'
+  | 'softmax'
+  | 'top_k'
+
+const SOURCES: Record<KernelName, Source> = {
+  add: { text: add, access: 'rrw' },
+  all_reduce: { text: allReduce, access: 'rw' },
+  all_reduce_rms_norm: { text: allReduceRmsNorm, access: 'rwrrw' },
+  attention: { text: attention, access: 'rrrw' },
+  cast: { text: cast, access: 'rw' },
+  copy: { text: copy, access: 'rw' },
+  embedding: { text: embedding, access: 'rrw' },
+  matmul: { text: matmul, access: 'rrrw' },
+  matmul_tiled: { text: matmulTiled, access: 'rrrw' },
+  matvec: { text: matvec, access: 'rrrw' },
+  rms_norm: { text: rmsNorm, access: 'rrw' },
+  rope: { text: rope, access: 'rrwww' },
+  silu_mul: { text: siluMul, access: 'rw' },
+  softmax: { text: softmax, access: 'rw' },
+  top_k: { text: topK, access: 'rww' },
+}
+
+export const KERNEL_NAMES: readonly KernelName[] = Object.keys(SOURCES) as KernelName[]
+
+export function accessOf(name: KernelName): string {
+  return SOURCES[name].access
+}
+
+/** The WGSL text of a kernel for an element type and, where it has one, a weight type. */
+export function program(name: KernelName, element?: Prelude, weight?: WeightPrelude): string {
+  return [rank, element && PRELUDES[element], weight && WEIGHT_PRELUDES[weight], SOURCES[name].text].filter(Boolean).join('\n')
+}

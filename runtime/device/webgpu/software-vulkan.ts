@@ -1,0 +1,88 @@
+// Makes Vulkan loadable in this process: the system's, or the software driver (SwiftShader) inside the npm package @sparticuz/chromium.
+import { existsSync, mkdirSync, mkdtempSync, readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs'
+import { createRequire } from 'node:module'
+import { constants, tmpdir } from 'node:os'
+import { dirname, join } from 'node:path'
+import { brotliDecompressSync } from 'node:zlib'
+
+const RTLD_NODELETE = 0x1000 // keeps the library mapped although it is no addon and Node closes it again
+
+/** Why the system has no Vulkan library, or undefined where it has one (or where WebGPU does not stand on Vulkan). */
+export function loadVulkan(): string | undefined {
+  if (process.platform !== 'linux') return undefined
+  const message = open('libvulkan.so.1')
+  return message.includes('cannot open shared object file') ? 'libvulkan.so.1 is not installed' : undefined
+}
+
+/** Loads the software driver. Must run before Dawn first asks for an adapter. Returns why it cannot, or undefined. */
+export function useSoftwareVulkan(): string | undefined {
+  if (process.platform !== 'linux' || process.arch !== 'x64') return `none is packaged for ${process.platform} ${process.arch}`
+  try {
+    const folder = unpacked()
+    open(join(folder, 'libvulkan.so.1'))
+    process.env.VK_ICD_FILENAMES = join(folder, 'vk_swiftshader_icd.json')
+    return undefined
+  } catch (error) {
+    return error instanceof Error ? error.message.split('\n')[0] : String(error)
+  }
+}
+
+/** Node refuses a library that is no addon, with a message; the library stays loaded all the same. */
+function open(library: string): string {
+  try {
+    process.dlopen({ exports: {} }, library, constants.dlopen.RTLD_NOW | RTLD_NODELETE)
+    return ''
+  } catch (error) {
+    return error instanceof Error ? error.message : String(error)
+  }
+}
+
+/** The folder of the driver's files, unpacked on first use beside the package, or in a private temporary folder. */
+function unpacked(): string {
+  const entry = resolve('@sparticuz/chromium')
+  const home = join(dirname(entry), '..')
+  const archive = join(home, 'bin', 'swiftshader.tar.br')
+  const version = JSON.parse(readFileSync(join(home, 'package.json'), 'utf8')).version
+  const folder = join(home, '..', '..', '.cache', 'rankmesh', `swiftshader-${version}`)
+  if (existsSync(folder)) return folder
+  try {
+    mkdirSync(dirname(folder), { recursive: true })
+    const fresh = mkdtempSync(`${folder}-`)
+    unpack(archive, fresh)
+    try {
+      renameSync(fresh, folder)
+    } catch {
+      rmSync(fresh, { recursive: true, force: true }) // another process was first
+    }
+    return folder
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code !== 'EACCES' && (error as NodeJS.ErrnoException).code !== 'EROFS') throw error
+    const fresh = mkdtempSync(join(tmpdir(), 'rankmesh-swiftshader-'))
+    process.on('exit', () => rmSync(fresh, { recursive: true, force: true }))
+    unpack(archive, fresh)
+    return fresh
+  }
+}
+
+/** Where a package is, seen from this file or, for a program that bundles it, from the working directory. */
+function resolve(name: string): string {
+  try {
+    return createRequire(import.meta.url).resolve(name)
+  } catch {
+    return createRequire(join(process.cwd(), 'package.json')).resolve(name)
+  }
+}
+
+/** Reads a brotli-compressed tar of plain files. */
+function unpack(archive: string, folder: string): void {
+  const tar = brotliDecompressSync(readFileSync(archive))
+  for (let at = 0; at + 512 <= tar.length; ) {
+    const name = tar.toString('utf8', at, at + 100).replace(/\0.*$/s, '')
+    if (name === '') break
+    const size = Number.parseInt(tar.toString('ascii', at + 124, at + 136), 8)
+    const type = tar[at + 156]
+    const isFile = type === 0 || type === 48
+    if (isFile) writeFileSync(join(folder, name.replace(/^.*\//, '')), tar.subarray(at + 512, at + 512 + size), { mode: 0o755 })
+    at += 512 + Math.ceil(size / 512) * 512
+  }
+}

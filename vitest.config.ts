@@ -1,0 +1,47 @@
+// Test projects: `unit` runs in parallel and needs no GPU, `gpu` drives the WebGPU adapter one file at a time, `models` needs large weights.
+import { readFileSync } from 'node:fs'
+import { defineConfig, type ViteUserConfig } from 'vitest/config'
+
+const wgsl = {
+  name: 'wgsl-as-text',
+  enforce: 'pre' as const,
+  load(id: string) {
+    return id.endsWith('.wgsl') ? `export default ${JSON.stringify(readFileSync(id, 'utf8'))}` : undefined
+  },
+}
+
+const shared = { pool: 'forks' as const, testTimeout: 120_000, hookTimeout: 120_000 }
+
+const config: ViteUserConfig = defineConfig({
+  plugins: [wgsl],
+  test: {
+    projects: [
+      {
+        extends: true,
+        test: { ...shared, name: 'unit', include: ['test/{core,scheduler,model,package}/**/*.test.ts'], maxWorkers: 2 },
+      },
+      {
+        extends: true,
+        test: {
+          ...shared,
+          name: 'gpu',
+          include: ['test/{device,comm,shaders,nn,examples,launch,browser}/**/*.test.ts'],
+          maxWorkers: 1,
+          sequence: { groupOrder: 1 },
+        },
+      },
+      {
+        extends: true,
+        test: {
+          ...shared,
+          name: 'models',
+          include: ['test/models/**/*.test.ts'],
+          maxWorkers: 1,
+          testTimeout: 1_800_000,
+          sequence: { groupOrder: 2 },
+        },
+      },
+    ],
+  },
+})
+export default config
