@@ -1,7 +1,7 @@
 // y = x_0 op x_1 op ... op x_(n-1), elementwise over the ranks' slices.
 //
-// OP: 0 sum, 1 product, 2 minimum, 3 maximum, 4 mean (sum / n). Operands: 1 x [ranks, count] (read; rank r's slice begins at
-// r * pitch), 2 y [count] (written). Contract: float types add in float32, ranks ascending, and round once, at the store; the bits of an
+// OP: 0 sum, 1 product, 2 minimum, 3 maximum, 4 mean (sum / divisor). Operands: 1 x [ranks, count] (read, weight type; rank r's slice begins
+// at r * pitch), 2 y [count] (written). Contract: float types add in float32, ranks ascending, and round once, at the store; the bits of an
 // element depend on nothing but the ranks' values of that element. Integers wrap. A NaN in any rank's operand of min and max gives NaN.
 // The same kernel is a reduce-scatter: `first` is where this rank's part of every slice begins, in quads (own number).
 override WG: u32 = 64;
@@ -12,10 +12,11 @@ struct Params {
   count: u32,
   pitch: u32,
   ranks: u32,
+  divisor: u32,
 }
 
 @group(0) @binding(0) var<uniform> p: Params;
-@group(0) @binding(1) var<storage, read> x: array<quad>;
+@group(0) @binding(1) var<storage, read> x: array<wquad>;
 @group(0) @binding(2) var<storage, read_write> y: array<quad>;
 
 fn lesser(a: vec4<num>, b: vec4<num>) -> vec4<num> {
@@ -32,11 +33,11 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(num_workgroups) groups: ve
   if (i >= p.count) {
     return;
   }
-  var at = slice(p.slices, 0u, group.z) / QUAD_BYTES + own(p.slices, group.z) + i;
-  var v = load4(x[at]);
+  var at = slice(p.slices, 0u, group.z) / WQUAD_BYTES + own(p.slices, group.z) + i;
+  var v = wload4(x[at]);
   for (var r = 1u; r < p.ranks; r++) {
     at += p.pitch;
-    let u = load4(x[at]);
+    let u = wload4(x[at]);
     switch OP {
       case 1u: {
         v *= u;
@@ -53,7 +54,7 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(num_workgroups) groups: ve
     }
   }
   if (OP == 4u) {
-    v /= vec4<num>(num(p.ranks));
+    v /= vec4<num>(num(p.divisor));
   }
   y[slice(p.slices, 1u, group.z) / QUAD_BYTES + i] = store4(v);
 }

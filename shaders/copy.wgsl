@@ -31,7 +31,7 @@ fn source(at: u32) -> u32 {
 
 @compute @workgroup_size(WG)
 fn main(@builtin(workgroup_id) group: vec3u, @builtin(num_workgroups) groups: vec3u, @builtin(local_invocation_index) lane: u32) {
-  let from = slice(p.slices, 0u, group.z);
+  let start = slice(p.slices, 0u, group.z);
   let to = slice(p.slices, 1u, group.z);
   let i = (group.y * groups.x + group.x) * WG + lane;
   let region = (p.b - 1u) * p.dst_b + (p.a - 1u) * p.dst_a + p.width;
@@ -42,7 +42,7 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(num_workgroups) groups: ve
   if (WORDS) {
     let s = source(i * 4u);
     if (s != 0xffffffffu) {
-      dst[word] = src[(from + s) >> 2u];
+      dst[word] = src[(start + s) >> 2u];
     }
     return;
   }
@@ -52,7 +52,7 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(num_workgroups) groups: ve
     if (at >= to && at < to + region) {
       let s = source(at - to);
       if (s != 0xffffffffu) {
-        let byte = (src[(from + s) >> 2u] >> (((from + s) & 3u) * 8u)) & 0xffu;
+        let byte = (src[(start + s) >> 2u] >> (((start + s) & 3u) * 8u)) & 0xffu;
         value = insertBits(value, byte, k * 8u, 8u);
       }
     }

@@ -33,9 +33,9 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(num_workgroups) groups: ve
   let pair = i % half;
   let head = (i / half) % all;
   let token = i / (half * all);
-  let from = slice(p.slices, 0u, group.z) / 4u + (token * all + head) * p.dim + pair;
-  let a = x[from];
-  let b = x[from + half];
+  let source = slice(p.slices, 0u, group.z) / 4u + (token * all + head) * p.dim + pair;
+  let a = x[source];
+  let b = x[source + half];
   let turn = table[slice(p.slices, 1u, group.z) / 8u + (p.start + token) * half + pair];
   let turned = vec2f(a * turn.x - b * turn.y, b * turn.x + a * turn.y);
   if (head < p.heads) {

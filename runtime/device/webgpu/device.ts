@@ -8,7 +8,7 @@ import { Gpu, openGpu } from './gpu.ts'
 import { copyBytes, laneSink, type Sink } from './launch.ts'
 import * as ops from './ops.ts'
 import type { AdapterChoice, Platform } from './platform.ts'
-import { type GpuStorage, gpuStorage } from './pool.ts'
+import { type GpuStorage, gpuStorage, writableStorage } from './pool.ts'
 import type { DeviceStats } from './recorder.ts'
 
 export class WebGpuDevice implements Device {
@@ -65,7 +65,8 @@ export class WebGpuDevice implements Device {
   }
 
   write(storage: Storage, byteOffset: number, bytes: Uint8Array): void {
-    const { buffer, offset, byteLength } = this.#storage(storage)
+    if (this.failure) throw this.failure
+    const { buffer, offset, byteLength } = writableStorage(this.gpu.pool, storage)
     if (byteOffset + bytes.byteLength > byteLength)
       throw new DeviceError(`A write of ${bytes.byteLength} bytes at ${byteOffset} passes the storage's end`)
     const to = { buffer, offset: offset + byteOffset, byteLength: bytes.byteLength }

@@ -18,17 +18,20 @@ export function laneSink(gpu: Gpu, lane: number): Sink {
   return { gpu, record: (command) => gpu.recorder.record(lane, command) }
 }
 
-const FLOATS: Partial<Record<DType, WeightPrelude & Prelude>> = { float32: 'f32', bfloat16: 'bf16', float16: 'f16' }
-const INTEGERS: Partial<Record<DType, Prelude>> = { int32: 'i32', uint32: 'u32' }
+/** Element types that are floats in both roles. */
+export type FloatType = 'f32' | 'bf16' | 'f16'
+
+const FLOATS: Partial<Record<DType, FloatType>> = { float32: 'f32', bfloat16: 'bf16', float16: 'f16' }
+const INTEGERS: Partial<Record<DType, 'i32' | 'u32'>> = { int32: 'i32', uint32: 'u32' }
 
 /** The WGSL element type of a float dtype; others throw ERR_DTYPE. */
-export function floatType(dtype: DType, what: string): WeightPrelude & Prelude {
+export function floatType(dtype: DType, what: string): FloatType {
   const type = FLOATS[dtype]
   if (!type) throw new DTypeError(`Expected float32, bfloat16 or float16 for ${what} but received ${dtype}; cast it first`)
   return type
 }
 
-export function elementType(dtype: DType, what: string): Prelude {
+export function elementType(dtype: DType, what: string): FloatType | 'i32' | 'u32' {
   const type = FLOATS[dtype] ?? INTEGERS[dtype]
   if (!type) throw new DTypeError(`Expected float32, bfloat16, float16, int32 or uint32 for ${what} but received ${dtype}; cast it first`)
   return type

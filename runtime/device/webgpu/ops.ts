@@ -6,6 +6,7 @@ import { Tensor } from '../../core/tensor.ts'
 import type { Attention, RopeAppend } from '../device.ts'
 import type { WebGpuDevice } from './device.ts'
 import { castRange, copyBytes, dispatch, elementType, f32, floatType, grid, operand, rangeOf, withQuads } from './launch.ts'
+import { writableStorage } from './pool.ts'
 import type { Prelude } from './shaders.ts'
 
 /** From how many tokens on a product takes the blocked kernel. */
@@ -257,6 +258,7 @@ function result(device: WebGpuDevice, out: Tensor | undefined, shape: Shape, dty
   if (!out) return new Tensor(device, device.allocate(sizeOf(shape) * dtypeSize(dtype)), shape, dtype)
   expectShape(out, shape, 'out')
   expectDType(out, dtype, 'out')
+  writableStorage(device.gpu.pool, out.storage)
   return out
 }
 

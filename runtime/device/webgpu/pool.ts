@@ -23,6 +23,8 @@ export class GpuStorage extends UseCount implements Storage {
   readonly buffer: PooledBuffer
   readonly offset: number
   readonly byteLength: number
+  /** Set on memory that several ranks hold as their own, such as a collective's result: nobody may write it. */
+  readOnly = false
 
   constructor(pool: BufferPool, buffer: PooledBuffer, offset: number, byteLength: number, free: () => void) {
     super(free)
@@ -126,4 +128,11 @@ export function gpuStorage(pool: BufferPool, storage: Storage): GpuStorage {
   if (!(storage instanceof GpuStorage)) throw new DeviceError('Expected a tensor on a WebGPU device; move it there with tensor.to(device)')
   if (storage.pool !== pool) throw new DeviceError('This tensor is on another WebGPU device; move it with tensor.to(device)')
   return storage
+}
+
+/** As `gpuStorage`, for writing. */
+export function writableStorage(pool: BufferPool, storage: Storage): GpuStorage {
+  const own = gpuStorage(pool, storage)
+  if (own.readOnly) throw new DeviceError('This tensor is the result of a collective, shared by ranks of one device; copy it before writing')
+  return own
 }

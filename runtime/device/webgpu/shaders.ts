@@ -22,6 +22,8 @@ import weightBf16 from '../../../shaders/prelude/weight_bf16.wgsl'
 import weightF16 from '../../../shaders/prelude/weight_f16.wgsl'
 import weightF32 from '../../../shaders/prelude/weight_f32.wgsl'
 import weightF32x1 from '../../../shaders/prelude/weight_f32x1.wgsl'
+import weightI32 from '../../../shaders/prelude/weight_i32.wgsl'
+import weightU32 from '../../../shaders/prelude/weight_u32.wgsl'
 import rmsNorm from '../../../shaders/rms_norm.wgsl'
 import rope from '../../../shaders/rope.wgsl'
 import siluMul from '../../../shaders/silu_mul.wgsl'
@@ -30,10 +32,17 @@ import topK from '../../../shaders/top_k.wgsl'
 
 /** Element types a kernel can be built for; `x1` are the forms for rows whose length is no multiple of four. */
 export type Prelude = 'f32' | 'f32x1' | 'bf16' | 'bf16x1' | 'f16' | 'f16x1' | 'i32' | 'u32'
-export type WeightPrelude = 'f32' | 'f32x1' | 'bf16' | 'f16'
+export type WeightPrelude = 'f32' | 'f32x1' | 'bf16' | 'f16' | 'i32' | 'u32'
 
 const PRELUDES: Record<Prelude, string> = { f32, f32x1, bf16, bf16x1, f16, f16x1, i32, u32 }
-const WEIGHT_PRELUDES: Record<WeightPrelude, string> = { f32: weightF32, f32x1: weightF32x1, bf16: weightBf16, f16: weightF16 }
+const WEIGHT_PRELUDES: Record<WeightPrelude, string> = {
+  f32: weightF32,
+  f32x1: weightF32x1,
+  bf16: weightBf16,
+  f16: weightF16,
+  i32: weightI32,
+  u32: weightU32,
+}
 
 interface Source {
   text: string

@@ -1,0 +1,42 @@
+// Placement: which device each rank of a program sits on.
+import { invalidArgument } from '../core/errors.ts'
+import type { Device } from '../device/device.ts'
+import { openDevice } from '../device/open.ts'
+import { WebGpuDevice } from '../device/webgpu/device.ts'
+
+export interface Placed {
+  /** One device a rank; ranks on one device have views of it. */
+  devices: Device[]
+  /** Gives back what was opened here; devices the program brought stay open. */
+  dispose(): void
+}
+
+/** Ranks in contiguous blocks over the devices: with 4 ranks and 2 devices, ranks 0 and 1 share the first. */
+export function blockOf(rank: number, ranks: number, devices: number): number {
+  return Math.floor((rank * devices) / ranks)
+}
+
+/** Opens each name once. `devices` holds one entry a device, or one a rank. */
+export async function place(ranks: number, devices: readonly (string | Device)[]): Promise<Placed> {
+  if (devices.length === 0) throw invalidArgument('devices', 'at least one device', devices)
+  if (devices.length > ranks) throw invalidArgument('devices', `at most one for each of the ${ranks} ranks`, devices.length)
+  const opened = new Map<string, Device>()
+  const dispose = (): void => {
+    for (const device of opened.values()) device.dispose()
+  }
+  try {
+    for (const device of devices) {
+      if (typeof device === 'string' && !opened.has(device)) opened.set(device, await openDevice(device))
+    }
+  } catch (error) {
+    dispose()
+    throw error
+  }
+  const placed = Array.from({ length: ranks }, (_, rank) => {
+    const choice = devices[blockOf(rank, ranks, devices.length)] as string | Device
+    const device = typeof choice === 'string' ? (opened.get(choice) as Device) : choice
+    if (!(device instanceof WebGpuDevice)) throw invalidArgument('devices', 'names or devices from openDevice', choice)
+    return device.view()
+  })
+  return { devices: placed, dispose }
+}
