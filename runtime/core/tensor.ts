@@ -173,9 +173,13 @@ export class Tensor implements Disposable {
 
   /** Overwrites all elements, converted to this dtype. */
   set(values: ArrayLike<number> | ArrayLike<bigint>): void {
-    const bytes = encode(this.dtype, values)
+    this.setBytes(encode(this.dtype, values))
+  }
+
+  /** Overwrites all elements with raw little-endian bytes. */
+  setBytes(bytes: Uint8Array): void {
     if (bytes.byteLength !== this.byteLength) {
-      throw new ShapeError(`Expected ${this.size} values for ${formatShape(this.shape)} but received ${values.length}`)
+      throw new ShapeError(`Expected ${this.byteLength} bytes for ${formatShape(this.shape)} of ${this.dtype} but received ${bytes.byteLength}`)
     }
     if (bytes.byteLength > 0) this.device.write(this.storage, this.byteOffset, bytes)
   }

@@ -1,0 +1,98 @@
+// Reads a rank's part of a model's weights into device memory: slices of the files go straight to slices of symmetric buffers.
+import type { Communicator } from '../comm/communicator.ts'
+import { type DType, decode } from '../core/dtype.ts'
+import type { Shape } from '../core/shape.ts'
+import type { Tensor } from '../core/tensor.ts'
+import type { Span } from '../scheduler/plan.ts'
+import type { TensorBytes, Weights } from './weights.ts'
+
+/** Types a weight may be stored in; it stays in its own on the device. */
+const WEIGHT_TYPES: readonly DType[] = ['float32', 'bfloat16', 'float16']
+
+/** A part of a named tensor: items of one dimension. */
+export interface Part extends Span {
+  name: string
+  /** The whole tensor's shape in the file. */
+  shape: Shape
+}
+
+export class ShardReader {
+  readonly #comm: Communicator
+  readonly #weights: Weights
+  readonly #onBytes: (bytes: number) => void
+  /** What was loaded, for `dispose`. */
+  readonly tensors: Tensor[] = []
+
+  constructor(comm: Communicator, weights: Weights, onBytes: (bytes: number) => void = () => {}) {
+    this.#comm = comm
+    this.#weights = weights
+    this.#onBytes = onBytes
+  }
+
+  /** Rows of several tensors stacked: [sum of counts, columns], padded with rows of zeros up to `rows`. All tensors have one type. */
+  async rows(parts: readonly Part[], rows: number = parts.reduce((n, part) => n + part.count, 0)): Promise<Tensor> {
+    const [first] = parts as [Part]
+    const { dtype } = await this.#weights.info(first.name, { dtype: WEIGHT_TYPES })
+    const tensor = await this.#allocate([rows, first.shape[1] as number], dtype)
+    let at = 0
+    for (const { name, shape, start, count } of parts) {
+      if (count === 0) continue
+      const { bytes } = await this.#weights.readSlice(name, 0, start, count, { dtype, shape })
+      this.#fill(tensor, at, count, bytes)
+      at += count
+    }
+    if (at < rows) this.#fill(tensor, at, rows - at, new Uint8Array(((rows - at) * tensor.byteLength) / rows))
+    return tensor
+  }
+
+  /** Columns of one tensor: [rows, count]. */
+  async columns({ name, shape, start, count }: Part): Promise<Tensor> {
+    const { dtype, bytes } = await this.#weights.readSlice(name, 1, start, count, { dtype: WEIGHT_TYPES, shape })
+    const tensor = await this.#allocate([shape[0] as number, count], dtype)
+    this.#fill(tensor, 0, shape[0] as number, bytes)
+    return tensor
+  }
+
+  /** Elements of several vectors, one after the other, as float32. */
+  async vector(parts: readonly Part[]): Promise<Tensor> {
+    const tensor = await this.#allocate([parts.reduce((n, part) => n + part.count, 0)], 'float32')
+    let at = 0
+    for (const { name, shape, start, count } of parts) {
+      const slice = await this.#weights.readSlice(name, 0, start, count, { dtype: WEIGHT_TYPES, shape })
+      this.#fill(tensor, at, count, toFloat32(slice))
+      at += count
+    }
+    return tensor
+  }
+
+  /** A whole vector as float32, stored once on each device. */
+  async sharedVector(name: string, shape: Shape): Promise<Tensor> {
+    return this.shared(shape, async () => toFloat32(await this.#weights.read(name, { dtype: WEIGHT_TYPES, shape })))
+  }
+
+  /** A float32 tensor that all ranks of a device hold; one of them makes its bytes. */
+  async shared(shape: Shape, make: () => Promise<Uint8Array> | Uint8Array): Promise<Tensor> {
+    const tensor = await this.#allocate(shape, 'float32', true)
+    if (this.#comm.deviceRank === 0) tensor.setBytes(await make())
+    return tensor
+  }
+
+  async #allocate(shape: Shape, dtype: DType, shared = false): Promise<Tensor> {
+    const tensor = await this.#comm.allocate(shape, { dtype, shared, timeoutMs: LOAD_TIMEOUT_MS })
+    this.tensors.push(tensor)
+    return tensor
+  }
+
+  #fill(tensor: Tensor, row: number, rows: number, bytes: Uint8Array): void {
+    using view = tensor.narrow(0, row, rows)
+    view.setBytes(bytes)
+    this.#onBytes(bytes.byteLength)
+  }
+}
+
+/** Ranks wait for the slowest reader, which may have gigabytes to read. */
+export const LOAD_TIMEOUT_MS: number = 30 * 60_000
+
+function toFloat32({ dtype, bytes }: TensorBytes): Uint8Array {
+  return dtype === 'float32' ? bytes : new Uint8Array((decode(dtype, bytes) as Float32Array<ArrayBuffer>).buffer)
+}

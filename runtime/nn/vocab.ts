@@ -1,0 +1,48 @@
+// The two ends of a model, split over the vocabulary: the embedding that starts the residual stream, and the head that gives logits.
+import type { Communicator } from '../comm/communicator.ts'
+import type { Tensor } from '../core/tensor.ts'
+import type { Device } from '../device/device.ts'
+import { Partial } from './partial.ts'
+
+/** Rows of tokens that another rank holds are zero here, so the embedding of all ranks is a Partial. */
+export class VocabParallelEmbedding {
+  readonly #comm: Communicator
+  readonly #device: Device
+  /** [rows, hidden]: this rank's rows of the table. */
+  readonly table: Tensor
+  /** The vocabulary row of table row 0. */
+  readonly first: number
+
+  constructor(comm: Communicator, device: Device, table: Tensor, first: number) {
+    this.#comm = comm
+    this.#device = device
+    this.table = table
+    this.first = first
+  }
+
+  /** ids [tokens], uint32 → Partial [tokens, hidden], float32. */
+  forward(ids: Tensor, out?: Tensor): Partial {
+    return new Partial(this.#comm, this.#device.embedding(ids, this.table, { first: this.first, ...(out && { out }) }))
+  }
+}
+
+export class VocabParallelHead {
+  readonly #comm: Communicator
+  readonly #device: Device
+  /** [rows, hidden]: as many rows on every rank, the last ones padded with zeros. */
+  readonly weight: Tensor
+
+  constructor(comm: Communicator, device: Device, weight: Tensor) {
+    this.#comm = comm
+    this.#device = device
+    this.weight = weight
+  }
+
+  /** x [tokens, hidden] → logits [tokens, ranks * rows] on every rank; columns from the vocabulary's size on are padding. */
+  async forward(x: Tensor, out?: Tensor): Promise<Tensor> {
+    const own = this.#device.matmul(x, this.weight, out && { out })
+    const all = await this.#comm.allGather(own, { dim: -1 })
+    if (!out) own.dispose()
+    return all
+  }
+}
