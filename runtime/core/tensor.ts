@@ -179,7 +179,9 @@ export class Tensor implements Disposable {
   /** Overwrites all elements with raw little-endian bytes. */
   setBytes(bytes: Uint8Array): void {
     if (bytes.byteLength !== this.byteLength) {
-      throw new ShapeError(`Expected ${this.byteLength} bytes for ${formatShape(this.shape)} of ${this.dtype} but received ${bytes.byteLength}`)
+      throw new ShapeError(
+        `Expected ${this.byteLength} bytes for ${formatShape(this.shape)} of ${this.dtype} but received ${bytes.byteLength}`,
+      )
     }
     if (bytes.byteLength > 0) this.device.write(this.storage, this.byteOffset, bytes)
   }

@@ -33,6 +33,14 @@ export interface Attention {
   out?: Tensor
 }
 
+/** Time a kernel took, summed over its runs. */
+export interface KernelTime {
+  /** The kernel's variant, its name first. */
+  kernel: string
+  runs: number
+  nanoseconds: number
+}
+
 /**
  * Operations are recorded in the order of the calls and run when a result is read; bad operands throw at the call (ERR_SHAPE, ERR_DTYPE,
  * ERR_DEVICE) and queue nothing. `out` receives the result where it is given, else a new tensor does; it must not be an operand unless
@@ -70,6 +78,8 @@ export interface Device extends TensorDevice, Disposable {
   cast(x: Tensor, dtype: DType, options?: { out?: Tensor }): Tensor
   /** Copies all elements of `from` into `to`: same size and dtype, any alignment. */
   copy(from: Tensor, to: Tensor): void
+  /** Runs `work` with every kernel timed, one after the other; null where the device cannot time kernels. Slows the work down. */
+  profile(work: () => Promise<void>): Promise<KernelTime[] | null>
   /** Resolves when everything recorded so far has run; rejects where that failed. */
   sync(): Promise<void>
   dispose(): void

@@ -3,12 +3,13 @@ import type { DType } from '../../core/dtype.ts'
 import { DeviceError, type RankmeshError } from '../../core/errors.ts'
 import type { Storage, TensorDevice } from '../../core/storage.ts'
 import type { Tensor } from '../../core/tensor.ts'
-import type { Attention, Device, RopeAppend } from '../device.ts'
+import type { Attention, Device, KernelTime, RopeAppend } from '../device.ts'
 import { Gpu, openGpu } from './gpu.ts'
 import { copyBytes, laneSink, type Sink } from './launch.ts'
 import * as ops from './ops.ts'
 import type { AdapterChoice, Platform } from './platform.ts'
 import { type GpuStorage, gpuStorage, writableStorage } from './pool.ts'
+import { Profiler } from './profiler.ts'
 import type { DeviceStats } from './recorder.ts'
 
 export class WebGpuDevice implements Device {
@@ -142,6 +143,24 @@ export class WebGpuDevice implements Device {
 
   copy(from: Tensor, to: Tensor): void {
     ops.copy(this, from, to)
+  }
+
+  async profile(work: () => Promise<void>): Promise<KernelTime[] | null> {
+    const { device, recorder } = this.gpu
+    if (!device.features.has('timestamp-query') || recorder.profiler) {
+      await work()
+      return null
+    }
+    await this.sync()
+    const profiler = new Profiler(device)
+    recorder.profiler = profiler
+    try {
+      await work()
+      await this.sync()
+      return await profiler.finish()
+    } finally {
+      recorder.profiler = null
+    }
   }
 
   async sync(): Promise<void> {

@@ -133,6 +133,7 @@ export function gpuStorage(pool: BufferPool, storage: Storage): GpuStorage {
 /** As `gpuStorage`, for writing. */
 export function writableStorage(pool: BufferPool, storage: Storage): GpuStorage {
   const own = gpuStorage(pool, storage)
-  if (own.readOnly) throw new DeviceError('This tensor is the result of a collective, shared by ranks of one device; copy it before writing')
+  if (own.readOnly)
+    throw new DeviceError('This tensor is the result of a collective, shared by ranks of one device; copy it before writing')
   return own
 }

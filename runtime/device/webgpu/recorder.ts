@@ -3,6 +3,7 @@ import { DeviceError, OutOfMemoryError, type RankmeshError } from '../../core/er
 import { roundUp } from '../../core/shape.ts'
 import { type Command, type Copy, type MergedCommand, type MergedDispatch, type Range, type Read, single, together } from './commands.ts'
 import type { BufferPool, PooledBuffer } from './pool.ts'
+import type { Profiler } from './profiler.ts'
 
 /** Bytes of the parameters of one dispatch: a uniform binding of its own at a dynamic offset. */
 const UNIFORM_BYTES = 256
@@ -33,6 +34,8 @@ export class Recorder {
   readonly #staging: GPUBuffer[] = []
   readonly #pending = new Set<Read>()
   #failure: RankmeshError | null = null
+  /** Set while kernels are to be timed. */
+  profiler: Profiler | null = null
 
   constructor(device: GPUDevice, pool: BufferPool, afterTurn: (task: () => void) => void) {
     this.#device = device
@@ -142,7 +145,9 @@ export class Recorder {
     for (const command of stream) {
       switch (command.kind) {
         case 'dispatch': {
-          pass ??= encoder.beginComputePass()
+          const timestampWrites = this.profiler?.next(command.kernel.label)
+          if (timestampWrites) endPass()
+          pass ??= encoder.beginComputePass(timestampWrites && { timestampWrites })
           if (bound !== command.kernel.pipeline) {
             bound = command.kernel.pipeline
             pass.setPipeline(bound)
@@ -181,7 +186,9 @@ export class Recorder {
       }
     }
     endPass()
+    const readTimes = this.profiler?.resolve(encoder)
     device.queue.submit([encoder.finish()])
+    readTimes?.()
     for (const buffer of temporary) buffer.destroy()
     return staging
   }

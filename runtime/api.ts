@@ -1,0 +1,58 @@
+// What both entries export: every public name, by floor.
+
+export { Communicator, createDeviceComm, type DeviceBackend } from './comm/communicator.ts'
+export type { CommStats, DeviceComm, FusedNorm, ReduceOp } from './comm/device-comm.ts'
+export { createHostGroup, type HostBackend, type HostComm, type HostGroup, type HostOp, importHostGroup } from './comm/host.ts'
+export {
+  decodeBfloat16,
+  decodeFloat16,
+  decodeFp4e2m1,
+  decodeFp8e4m3,
+  decodeFp8e5m2,
+  decodeUe8m0,
+  encodeBfloat16,
+  encodeFloat16,
+  encodeFp4e2m1,
+  encodeFp8e4m3,
+  encodeFp8e5m2,
+  encodeUe8m0,
+} from './core/codecs.ts'
+export { DTYPES, type DType, decode, dtypeSize, encode, type TensorData } from './core/dtype.ts'
+export {
+  ArgumentError,
+  BackendUnavailableError,
+  CollectiveMismatchError,
+  DeviceError,
+  DTypeError,
+  type ErrorCode,
+  ModelFormatError,
+  OutOfMemoryError,
+  RankFailedError,
+  RankmeshError,
+  ShapeError,
+  TimeoutError,
+} from './core/errors.ts'
+export type { Shape } from './core/shape.ts'
+export { hostMemory, type Storage, type TensorDevice } from './core/storage.ts'
+export { Tensor, type TensorOptions } from './core/tensor.ts'
+export type { Attention, Device, KernelTime, RopeAppend } from './device/device.ts'
+export { adoptDevice, openDevice } from './device/open.ts'
+export { type LlamaConfig, parseConfig, ropeFrequencies } from './model/config.ts'
+export { StreamDetokenizer } from './model/detokenizer.ts'
+export { type GeneratedToken, type GenerateOptions, LanguageModel, readConfig } from './model/generate.ts'
+export { Llama, type LlamaOptions, Logits } from './model/llama.ts'
+export { type RankReport, type RunOptions, type RunReport, runModel } from './model/run.ts'
+export { Sampler, type SamplerOptions } from './model/sampling.ts'
+export type { ByteSource, ModelFolder } from './model/source.ts'
+export { fetchFolder } from './model/source-fetch.ts'
+export { type ChatMessage, Tokenizer } from './model/tokenizer.ts'
+export { openWeights, Weights } from './model/weights.ts'
+export { type HeadShape, type KvCache, ParallelAttention } from './nn/attention.ts'
+export { ColumnParallelLinear, RowParallelLinear } from './nn/linear.ts'
+export { ParallelMlp } from './nn/mlp.ts'
+export { type Norm, Partial } from './nn/partial.ts'
+export { VocabParallelEmbedding, VocabParallelHead } from './nn/vocab.ts'
+export { type BufferSpec, Workspace } from './nn/workspace.ts'
+export { type LaunchOptions, launch, type RankContext } from './scheduler/launch.ts'
+export { Mapping, type MappingOptions } from './scheduler/mapping.ts'
+export { type ModelShape, plan, type RankShard, type ShardPlan, type Span } from './scheduler/plan.ts'

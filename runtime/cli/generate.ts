@@ -1,0 +1,83 @@
+// `rankmesh generate`: a user's own model folder, split over ranks, writing text to standard output.
+import { ArgumentError } from '../core/errors.ts'
+import { type RunOptions, runModel } from '../model/run.ts'
+import { fileFolder } from '../model/source-file.ts'
+import { formatReport } from './report.ts'
+
+export interface GenerateArguments {
+  model?: string
+  ranks?: string
+  device?: string[]
+  prompt?: string
+  chat?: string
+  'max-tokens'?: string
+  capacity?: string
+  temperature?: string
+  'top-k'?: string
+  'top-p'?: string
+  seed?: string
+  profile?: boolean
+  quiet?: boolean
+}
+
+const DEFAULT_TOKENS = 200
+
+export async function generate(args: GenerateArguments): Promise<number> {
+  const { model, prompt, chat, quiet = false } = args
+  if (model === undefined) throw new ArgumentError('Expected --model DIR, a Hugging Face model folder; see rankmesh --help')
+  if ((prompt === undefined) === (chat === undefined))
+    throw new ArgumentError('Expected either --prompt TEXT or --chat TEXT; see rankmesh --help')
+  const stop = new AbortController()
+  process.once('SIGINT', () => stop.abort(new ArgumentError('Interrupted')))
+  const note = (text: string): void => void (quiet || process.stderr.write(text))
+  const options: RunOptions = {
+    folder: fileFolder(model),
+    prompt: chat === undefined ? (prompt as string) : [{ role: 'user', content: chat }],
+    ranks: number(args.ranks, 'ranks') ?? 1,
+    devices: args.device ?? ['webgpu'],
+    maxNewTokens: number(args['max-tokens'], 'max-tokens') ?? DEFAULT_TOKENS,
+    ...optional('capacity', number(args.capacity, 'capacity')),
+    ...optional('temperature', number(args.temperature, 'temperature')),
+    ...optional('topK', number(args['top-k'], 'top-k')),
+    ...optional('topP', number(args['top-p'], 'top-p')),
+    ...optional('seed', number(args.seed, 'seed')),
+    profile: args.profile ?? false,
+    signal: stop.signal,
+    onDevice: ({ name, description, software }) => note(deviceLine(name, description, software)),
+    onProgress: quiet ? () => {} : progressLine(),
+    onText: (text) => void process.stdout.write(text),
+  }
+  if (prompt !== undefined) process.stdout.write(prompt)
+  const report = await runModel(options)
+  process.stdout.write('\n')
+  note(`\n${formatReport(report)}`)
+  return 0
+}
+
+export function deviceLine(name: string, description: string, software: boolean): string {
+  const slow = software ? ': a SOFTWARE adapter, this machine shows no GPU. Results are right; speed says nothing about a GPU' : ''
+  return `Device ${name}: ${description}${slow}.\n`
+}
+
+/** One line on a terminal, rewritten as bytes arrive; nothing where standard error is no terminal. */
+function progressLine(): RunOptions['onProgress'] & object {
+  let last = 0
+  return ({ loaded, ranks }) => {
+    if (!process.stderr.isTTY || performance.now() - last < 50) return
+    last = performance.now()
+    process.stderr.write(`\rLoading ${(loaded / 1e6).toFixed(1)} MB of weights into ${ranks} rank${ranks === 1 ? '' : 's'}\u001b[K`)
+    process.stderr.write('\r')
+  }
+}
+
+function number(text: string | undefined, name: string): number | undefined {
+  if (text === undefined) return undefined
+  const value = Number(text)
+  if (text.trim() === '' || Number.isNaN(value))
+    throw new ArgumentError(`Expected a number for --${name} but received ${JSON.stringify(text)}`)
+  return value
+}
+
+function optional<K extends string>(key: K, value: number | undefined): { [key in K]?: number } {
+  return (value === undefined ? {} : { [key]: value }) as { [key in K]?: number }
+}

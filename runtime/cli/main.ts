@@ -1,0 +1,84 @@
+// The `rankmesh` command: reads its arguments, runs one subcommand, and turns errors into a message and an exit code.
+import { parseArgs } from 'node:util'
+import { RankmeshError } from '../core/errors.ts'
+import { doctor } from './doctor.ts'
+import { generate } from './generate.ts'
+
+const HELP = `rankmesh: tensor parallelism for JavaScript
+
+  rankmesh generate --model DIR [--ranks N] (--prompt TEXT | --chat TEXT) [options]
+      Writes text with a Hugging Face model folder (Llama, Mistral, Qwen2; safetensors) split over N ranks.
+      --ranks N          ranks, 1 to 64 (default 1)
+      --device NAME      webgpu, webgpu:<index>, webgpu:<part of the adapter's name>, webgpu:software (default webgpu);
+                         repeat it to spread the ranks over several devices
+      --prompt TEXT      continue this text
+      --chat TEXT        answer this message, through the model's chat template
+      --max-tokens N     tokens to write at most (default 200)
+      --capacity N       positions of the key-value cache (default: the model's own, at most 2048)
+      --temperature T    0 takes the likeliest token (default 0)
+      --top-k K          draw from the K likeliest tokens
+      --top-p P          draw from the likeliest tokens that reach probability P
+      --seed S           of the draws (default 0)
+      --profile          measure the share of time in collectives
+      --quiet            only the text
+
+  rankmesh doctor [--json]
+      Prints what this machine offers, and why what is absent is absent.
+
+Text goes to standard output, everything else to standard error.
+`
+
+const OPTIONS = {
+  model: { type: 'string' },
+  ranks: { type: 'string' },
+  device: { type: 'string', multiple: true },
+  prompt: { type: 'string' },
+  chat: { type: 'string' },
+  'max-tokens': { type: 'string' },
+  capacity: { type: 'string' },
+  temperature: { type: 'string' },
+  'top-k': { type: 'string' },
+  'top-p': { type: 'string' },
+  seed: { type: 'string' },
+  profile: { type: 'boolean' },
+  quiet: { type: 'boolean' },
+  json: { type: 'boolean' },
+  help: { type: 'boolean', short: 'h' },
+} as const
+
+async function main(): Promise<number> {
+  const { values, positionals } = parseArgs({ options: OPTIONS, allowPositionals: true })
+  const [command, ...rest] = positionals
+  if (values.help || command === undefined || command === 'help') {
+    process.stdout.write(HELP)
+    return command === undefined && !values.help ? 2 : 0
+  }
+  if (rest.length > 0) return usage(`Unexpected argument ${JSON.stringify(rest[0])}`)
+  switch (command) {
+    case 'generate':
+      return generate(values)
+    case 'doctor':
+      return doctor(values.json ?? false)
+    default:
+      return usage(`Unknown command ${JSON.stringify(command)}`)
+  }
+}
+
+function usage(message: string): number {
+  process.stderr.write(`${message}; see rankmesh --help\n`)
+  return 2
+}
+
+main().then(
+  (code) => {
+    process.exitCode = code
+  },
+  (error: unknown) => {
+    const known = error instanceof RankmeshError
+    const unreadable = error instanceof TypeError && 'code' in error && String(error.code).startsWith('ERR_PARSE_ARGS')
+    if (known) process.stderr.write(`${error.code}: ${error.message}\n`)
+    else if (unreadable) process.stderr.write(`${error.message}; see rankmesh --help\n`)
+    else process.stderr.write(`${error instanceof Error ? (error.stack ?? error.message) : String(error)}\n`)
+    process.exitCode = unreadable ? 2 : 1
+  },
+)

@@ -1,0 +1,55 @@
+// The table printed after a text: ranks, shards, speed, collectives.
+import type { RunReport } from '../model/run.ts'
+import type { Span } from '../scheduler/plan.ts'
+
+export function formatReport(report: RunReport): string {
+  const rows = report.ranks.map(({ rank, device, shard, bytes }) => [
+    String(rank),
+    device,
+    span(shard.heads),
+    span(shard.kvHeads),
+    span(shard.mlp),
+    span(shard.vocab),
+    megabytes(bytes),
+  ])
+  const { perToken, collectiveShare: share } = report
+  const facts: [string, string][] = [
+    ['adapter', `${report.description}${report.software ? ' (software, slow)' : ''}`],
+    ['prompt', `${report.promptTokens} tokens, first token after ${seconds(report.firstTokenSeconds)}`],
+    ['text', `${report.newTokens} tokens, ${report.tokensPerSecond.toFixed(1)} tokens/s after the first`],
+    [
+      'a token',
+      `${perToken.collectives.toFixed(0)} collectives (${perToken.fused.toFixed(0)} fused), ${megabytes(perToken.bytes)} reduced a rank`,
+    ],
+    ['', `${perToken.submits.toFixed(0)} submit, ${perToken.maps.toFixed(0)} map on the first device, all its ranks together`],
+    ['in collectives', share === null ? 'not measured' : `${(100 * share).toFixed(0)} % of the device's compute time`],
+    ['load', seconds(report.loadSeconds)],
+  ]
+  const table = columns([['rank', 'device', 'heads', 'kv heads', 'mlp columns', 'vocabulary', 'memory'], ...rows])
+  return `${table}\n${columns(facts)}`
+}
+
+function columns(rows: readonly (readonly string[])[]): string {
+  const widths = (rows[0] ?? []).map((_, i) => Math.max(...rows.map((row) => (row[i] as string).length)))
+  return rows
+    .map(
+      (row) =>
+        `${row
+          .map((cell, i) => cell.padEnd(widths[i] as number))
+          .join('  ')
+          .trimEnd()}\n`,
+    )
+    .join('')
+}
+
+function span({ start, count }: Span): string {
+  return count === 0 ? 'none' : count === 1 ? String(start) : `${start}-${start + count - 1}`
+}
+
+function megabytes(bytes: number): string {
+  return bytes < 1e6 ? `${(bytes / 1e3).toFixed(1)} kB` : `${(bytes / 1e6).toFixed(1)} MB`
+}
+
+function seconds(s: number): string {
+  return s < 1 ? `${(1000 * s).toFixed(0)} ms` : `${s.toFixed(1)} s`
+}
