@@ -2,7 +2,8 @@
 
 export { Communicator, createDeviceComm, type DeviceBackend } from './comm/communicator.ts'
 export type { CommStats, DeviceComm, FusedNorm, ReduceOp } from './comm/device-comm.ts'
-export { createHostGroup, type HostBackend, type HostComm, type HostGroup, type HostOp, importHostGroup } from './comm/host.ts'
+export type { HostComm, HostOp } from './comm/host.ts'
+export { createHostGroup, type HostBackend, type HostGroup, importHostGroup } from './comm/host-group.ts'
 export {
   decodeBfloat16,
   decodeFloat16,
@@ -41,6 +42,7 @@ export { type LlamaConfig, parseConfig, ropeFrequencies } from './model/config.t
 export { StreamDetokenizer } from './model/detokenizer.ts'
 export { type GeneratedToken, type GenerateOptions, LanguageModel, readConfig } from './model/generate.ts'
 export { Llama, type LlamaOptions, Logits } from './model/llama.ts'
+export { formatReport } from './model/report.ts'
 export { type RankReport, type RunOptions, type RunReport, runModel } from './model/run.ts'
 export { Sampler, type SamplerOptions } from './model/sampling.ts'
 export type { ByteSource, ModelFolder } from './model/source.ts'

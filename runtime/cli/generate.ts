@@ -1,8 +1,8 @@
 // `rankmesh generate`: a user's own model folder, split over ranks, writing text to standard output.
 import { ArgumentError } from '../core/errors.ts'
+import { formatReport } from '../model/report.ts'
 import { type RunOptions, runModel } from '../model/run.ts'
 import { fileFolder } from '../model/source-file.ts'
-import { formatReport } from './report.ts'
 
 export interface GenerateArguments {
   model?: string

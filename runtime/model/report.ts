@@ -1,7 +1,9 @@
 // The table printed after a text: ranks, shards, speed, collectives.
-import type { RunReport } from '../model/run.ts'
-import type { Span } from '../scheduler/plan.ts'
 
+import type { Span } from '../scheduler/plan.ts'
+import type { RunReport } from './run.ts'
+
+/** A run as text: a table of ranks and shards, then what was measured. */
 export function formatReport(report: RunReport): string {
   const rows = report.ranks.map(({ rank, device, shard, bytes }) => [
     String(rank),
