@@ -1,0 +1,20 @@
+// npm run bench [-- NAME ...]: runs the named benchmarks, or lists them.
+import * as bandwidth from './bandwidth.mjs'
+import * as fused from './fused.mjs'
+import * as peers from './peers.mjs'
+import * as ranks from './ranks.mjs'
+
+const BENCHMARKS = { ranks, fused, bandwidth, peers }
+const names = process.argv.slice(2)
+
+if (names.length === 0) {
+  console.log('npm run bench -- NAME ...\n')
+  for (const [name, { about }] of Object.entries(BENCHMARKS)) console.log(`  ${name.padEnd(10)} ${about}`)
+}
+for (const name of names) {
+  const benchmark = BENCHMARKS[name]
+  if (!benchmark) throw new Error(`No benchmark ${name}; there are ${Object.keys(BENCHMARKS).join(', ')}`)
+  console.log(`# ${name}: ${benchmark.about}\n`)
+  await benchmark.run()
+  console.log()
+}
