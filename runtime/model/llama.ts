@@ -50,6 +50,7 @@ export class Llama implements Disposable {
   readonly capacity: number
   readonly #parts: Parts
   #length = 0
+  #lastTokens = 1
 
   private constructor(config: LlamaConfig, shards: ShardPlan, capacity: number, parts: Parts) {
     this.config = config
@@ -94,6 +95,11 @@ export class Llama implements Disposable {
   /** Tokens in the key-value cache: the position of the next one. */
   get length(): number {
     return this.#length
+  }
+
+  /** The normed hidden states behind the last step's logits, [tokens, hidden], until the next step; alike on every rank. Not yours to dispose. */
+  get hidden(): Tensor {
+    return this.#parts.workspace.rows(this.#lastTokens).hidden
   }
 
   /** Forgets tokens from position `length` on. */
@@ -155,6 +161,7 @@ export class Llama implements Disposable {
     }
     await partial.addNorm(residual, finalNorm, hidden)
     this.#length += ids.length
+    this.#lastTokens = ids.length
     return hidden
   }
 
