@@ -17,7 +17,8 @@ const ARGS = [
 
 /** A browser with WebGPU, or the reason why there is none on this machine. */
 export async function startBrowser(): Promise<Browser | string> {
-  if (process.platform !== 'linux' || process.arch !== 'x64') return `@sparticuz/chromium has no browser for ${process.platform} ${process.arch}`
+  if (process.platform !== 'linux' || process.arch !== 'x64')
+    return `@sparticuz/chromium has no browser for ${process.platform} ${process.arch}`
   const { default: packaged } = await import('@sparticuz/chromium')
   const executablePath = await packaged.executablePath()
   const start = (env: Record<string, string>): Promise<Browser> => chromium.launch({ executablePath, headless: true, args: ARGS, env })
@@ -44,7 +45,8 @@ function carriedLibraries(): string {
       const name = tar.toString('utf8', at, at + 100).replace(/\0.*$/s, '')
       if (name === '') break
       const size = Number.parseInt(tar.toString('ascii', at + 124, at + 136), 8) || 0
-      if (name.includes('.so')) writeFileSync(join(folder, name.replace(/^.*\//, '')), tar.subarray(at + 512, at + 512 + size), { mode: 0o755 })
+      if (name.includes('.so'))
+        writeFileSync(join(folder, name.replace(/^.*\//, '')), tar.subarray(at + 512, at + 512 + size), { mode: 0o755 })
       at += 512 + Math.ceil(size / 512) * 512
     }
   }

@@ -1,0 +1,12 @@
+// SmolLM2-135M-Instruct, whole: the greedy ids of all prompts at 1 and 3 ranks. `npm run test:models`; a shorter form is in test/nn.
+import { describe, it } from 'vitest'
+import { smollm2Folder } from '../support/smollm2.ts'
+import { expectGreedy } from '../support/smollm2-run.ts'
+
+const model = await smollm2Folder()
+
+describe.skipIf(!model)('SmolLM2-135M-Instruct', () => {
+  it.each([1, 3])('gives the expected ids of all prompts with %i ranks', async (ranks) => {
+    if (model) await expectGreedy(model.dir, model.expected.greedy, ranks)
+  })
+})
