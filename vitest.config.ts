@@ -25,7 +25,7 @@ const config: ViteUserConfig = defineConfig({
         test: {
           ...shared,
           name: 'gpu',
-          include: ['test/{device,comm,shaders,nn,examples,launch,browser}/**/*.test.ts'],
+          include: ['test/{device,comm,shaders,nn,examples,launch,browser,cli}/**/*.test.ts'],
           maxWorkers: 1,
           sequence: { groupOrder: 1 },
         },
