@@ -1,7 +1,6 @@
 // The same program in a page: the browser bundle writes the text that Node writes.
 import { join } from 'node:path'
 import { afterAll, beforeAll, expect, it } from 'vitest'
-import { serve } from '../../examples/browser/serve.mjs'
 import { runModel } from '../../runtime/model/run.ts'
 import { fileFolder } from '../../runtime/model/source-file.ts'
 import { startBrowser } from '../support/browser.ts'
@@ -11,7 +10,8 @@ if (typeof browser === 'string') console.warn(`The browser test is skipped: ${br
 let site: { url: string; close(): void }
 
 beforeAll(async () => {
-  site = await serve()
+  const server = '../../examples/browser/serve.mjs' // plain JavaScript, without types
+  site = await (await import(server)).serve()
 })
 
 afterAll(async () => {

@@ -19,7 +19,7 @@ export async function expectGreedy(
   dir: string,
   prompts: SmolLM2Expected['greedy'],
   ranks: number,
-  tokens = Number.POSITIVE_INFINITY,
+  tokens: number = Number.POSITIVE_INFINITY,
 ): Promise<void> {
   await launch({ ranks }, async (context) => {
     using model = await LanguageModel.load(fileFolder(dir), context, { capacity: 256 })
