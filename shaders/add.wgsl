@@ -1,6 +1,7 @@
-// y = a + b, elementwise: one float32 addition, one rounding to the element type.
+// y = a + b, elementwise: one float32 addition, one rounding to the element type; integers wrap.
 //
-// Operands: 1 a, 2 b (read), 3 y (written). n quads; the tail of the last quad is padding.
+// Operands: 1 a, 2 b (read), 3 y (written). n quads; the tail of the last quad is padding. Grid: one invocation per quad. Adapters may take
+// subnormal float32 operands and sums for zero, and with them those of bfloat16.
 override WG: u32 = 64;
 
 struct Params {
@@ -17,8 +18,8 @@ struct Params {
 fn main(@builtin(workgroup_id) group: vec3u, @builtin(num_workgroups) groups: vec3u, @builtin(local_invocation_index) lane: u32) {
   let i = (group.y * groups.x + group.x) * WG + lane;
   if (i < p.n) {
-    let ai = slice(p.slices, 0u, group.z) / QUAD_BYTES + i;
-    let bi = slice(p.slices, 1u, group.z) / QUAD_BYTES + i;
-    y[slice(p.slices, 2u, group.z) / QUAD_BYTES + i] = store4(load4(a[ai]) + load4(b[bi]));
+    let ai = slice(0u, group.z) / QUAD_BYTES + i;
+    let bi = slice(1u, group.z) / QUAD_BYTES + i;
+    y[slice(2u, group.z) / QUAD_BYTES + i] = store4(load4(a[ai]) + load4(b[bi]));
   }
 }

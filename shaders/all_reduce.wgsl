@@ -3,7 +3,7 @@
 // OP: 0 sum, 1 product, 2 minimum, 3 maximum, 4 mean (sum / divisor). Operands: 1 x [ranks, count] (read, weight type; rank r's slice begins
 // at r * pitch), 2 y [count] (written). Contract: float types add in float32, ranks ascending, and round once, at the store; the bits of an
 // element depend on nothing but the ranks' values of that element. Integers wrap. A NaN in any rank's operand of min and max gives NaN.
-// The same kernel is a reduce-scatter: `first` is where this rank's part of every slice begins, in quads (own number).
+// Grid: one invocation per quad. The same kernel is a reduce-scatter: the own number is where this rank's part of every slice begins, in quads.
 override WG: u32 = 64;
 override OP: u32 = 0;
 
@@ -19,12 +19,20 @@ struct Params {
 @group(0) @binding(1) var<storage, read> x: array<wquad>;
 @group(0) @binding(2) var<storage, read_write> y: array<quad>;
 
+// Whether num is a float: only then a half is not zero.
+const FLOATING = num(1) / num(2) != num(0);
+
+// By the bits: WGSL lets a compiler assume that a comparison meets no NaN.
+fn nan(a: vec4<num>) -> vec4<bool> {
+  return vec4<bool>(FLOATING) & ((bitcast<vec4u>(a) & vec4u(0x7fffffffu)) > vec4u(0x7f800000u));
+}
+
 fn lesser(a: vec4<num>, b: vec4<num>) -> vec4<num> {
-  return select(select(b, a, a < b), a, a != a);
+  return select(select(select(b, a, a < b), b, nan(b)), a, nan(a));
 }
 
 fn greater(a: vec4<num>, b: vec4<num>) -> vec4<num> {
-  return select(select(b, a, a > b), a, a != a);
+  return select(select(select(b, a, a > b), b, nan(b)), a, nan(a));
 }
 
 @compute @workgroup_size(WG)
@@ -33,7 +41,7 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(num_workgroups) groups: ve
   if (i >= p.count) {
     return;
   }
-  var at = slice(p.slices, 0u, group.z) / WQUAD_BYTES + own(p.slices, group.z) + i;
+  var at = slice(0u, group.z) / WQUAD_BYTES + own(group.z) + i;
   var v = wload4(x[at]);
   for (var r = 1u; r < p.ranks; r++) {
     at += p.pitch;
@@ -56,5 +64,5 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(num_workgroups) groups: ve
   if (OP == 4u) {
     v /= vec4<num>(num(p.divisor));
   }
-  y[slice(p.slices, 1u, group.z) / QUAD_BYTES + i] = store4(v);
+  y[slice(1u, group.z) / QUAD_BYTES + i] = store4(v);
 }

@@ -8,6 +8,8 @@
 override WG: u32 = 64;
 override ZERO_CENTERED: bool = false;
 override HAS_BIAS: bool = false;
+// The number of ranks where it is known beforehand and at most 8, which saves a loop; 0 takes any number from the parameters.
+override RANKS: u32 = 0;
 
 struct Params {
   slices: Slices,
@@ -26,10 +28,54 @@ struct Params {
 @group(0) @binding(4) var<storage, read> bias: array<quad>;
 @group(0) @binding(5) var<storage, read_write> y: array<quad>;
 
-// Quads of a row that a lane keeps at hand between the sum and the norm; longer rows are read back from the residual.
-const KEEP = 64u;
-
 var<workgroup> part: array<f32, WG>;
+
+fn total(at: u32) -> vec4f {
+  var h = wload4(x[at]);
+  if (RANKS == 0u) {
+    for (var r = 1u; r < p.ranks; r++) {
+      h += wload4(x[at + r * p.pitch]);
+    }
+  }
+  if (RANKS > 1u) {
+    h += wload4(x[at + p.pitch]);
+  }
+  if (RANKS > 2u) {
+    h += wload4(x[at + 2u * p.pitch]);
+  }
+  if (RANKS > 3u) {
+    h += wload4(x[at + 3u * p.pitch]);
+  }
+  if (RANKS > 4u) {
+    h += wload4(x[at + 4u * p.pitch]);
+  }
+  if (RANKS > 5u) {
+    h += wload4(x[at + 5u * p.pitch]);
+  }
+  if (RANKS > 6u) {
+    h += wload4(x[at + 6u * p.pitch]);
+  }
+  if (RANKS > 7u) {
+    h += wload4(x[at + 7u * p.pitch]);
+  }
+  return h;
+}
+
+// Adds residual and bias to a sum of partials and keeps the result; returns it as stored.
+fn join(h: vec4f, ri: u32, bi: u32) -> vec4f {
+  var s = load4(residual[ri]) + h;
+  if (HAS_BIAS) {
+    s += load4(bias[bi]);
+  }
+  let stored = store4(s);
+  residual[ri] = stored;
+  return load4(stored);
+}
+
+fn gamma(at: u32) -> vec4f {
+  let g = load4(w[at]);
+  return select(g, g + 1.0, ZERO_CENTERED);
+}
 
 @compute @workgroup_size(WG)
 fn main(@builtin(workgroup_id) group: vec3u, @builtin(num_workgroups) groups: vec3u, @builtin(local_invocation_index) lane: u32) {
@@ -37,32 +83,21 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(num_workgroups) groups: ve
   if (row >= p.rows) {
     return;
   }
-  let xi = slice(p.slices, 0u, group.z) / WQUAD_BYTES + row * p.quads;
-  let ri = slice(p.slices, 1u, group.z) / QUAD_BYTES + row * p.quads;
-  let wi = slice(p.slices, 2u, group.z) / QUAD_BYTES;
-  let bi = slice(p.slices, 3u, group.z) / QUAD_BYTES;
-  let yi = slice(p.slices, 4u, group.z) / QUAD_BYTES + row * p.quads;
-  var kept: array<vec4f, KEEP>;
+  let xi = slice(0u, group.z) / WQUAD_BYTES + row * p.quads;
+  let ri = slice(1u, group.z) / QUAD_BYTES + row * p.quads;
+  let wi = slice(2u, group.z) / QUAD_BYTES;
+  let bi = slice(3u, group.z) / QUAD_BYTES;
+  let yi = slice(4u, group.z) / QUAD_BYTES + row * p.quads;
   var sum = 0.0;
-  var k = 0u;
-  for (var i = lane; i < p.quads; i += WG) {
-    var at = xi + i;
-    var h = wload4(x[at]);
-    for (var r = 1u; r < p.ranks; r++) {
-      at += p.pitch;
-      h += wload4(x[at]);
-    }
-    var s = load4(residual[ri + i]) + h;
-    if (HAS_BIAS) {
-      s += load4(bias[bi + i]);
-    }
-    let stored = store4(s);
-    residual[ri + i] = stored;
-    let v = load4(stored);
-    if (k < KEEP) {
-      kept[k] = v;
-    }
-    k++;
+  var i = lane;
+  for (; i + WG < p.quads; i += 2u * WG) { // two at a time, for the loop's own cost
+    let v0 = join(total(xi + i), ri + i, bi + i);
+    let v1 = join(total(xi + i + WG), ri + i + WG, bi + i + WG);
+    sum += dot(v0, v0);
+    sum += dot(v1, v1);
+  }
+  if (i < p.quads) {
+    let v = join(total(xi + i), ri + i, bi + i);
     sum += dot(v, v);
   }
   part[lane] = sum;
@@ -74,19 +109,14 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(num_workgroups) groups: ve
     workgroupBarrier();
   }
   let scale = inverseSqrt(part[0] / f32(p.n) + p.eps);
-  k = 0u;
-  for (var i = lane; i < p.quads; i += WG) {
-    var v: vec4f;
-    if (k < KEEP) {
-      v = kept[k];
-    } else {
-      v = load4(residual[ri + i]);
-    }
-    k++;
-    var g = load4(w[wi + i]);
-    if (ZERO_CENTERED) {
-      g += 1.0;
-    }
-    y[yi + i] = store4(v * scale * g);
+  i = lane;
+  for (; i + WG < p.quads; i += 2u * WG) {
+    let v0 = load4(residual[ri + i]);
+    let v1 = load4(residual[ri + i + WG]);
+    y[yi + i] = store4(v0 * scale * gamma(wi + i));
+    y[yi + i + WG] = store4(v1 * scale * gamma(wi + i + WG));
+  }
+  if (i < p.quads) {
+    y[yi + i] = store4(load4(residual[ri + i]) * scale * gamma(wi + i));
   }
 }

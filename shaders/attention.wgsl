@@ -41,10 +41,10 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(num_workgroups) groups: ve
   let kv_head = head / (p.heads / p.kv_heads);
   let here = p.start + at / p.heads;
   let row = p.kv_heads * p.quads;
-  let qi = slice(p.slices, 0u, group.z) / 16u + at * p.quads;
-  let ki = slice(p.slices, 1u, group.z) / 16u + kv_head * p.quads;
-  let vi = slice(p.slices, 2u, group.z) / 16u + kv_head * p.quads;
-  let yi = slice(p.slices, 3u, group.z) / 16u + at * p.quads;
+  let qi = slice(0u, group.z) / 16u + at * p.quads;
+  let ki = slice(1u, group.z) / 16u + kv_head * p.quads;
+  let vi = slice(2u, group.z) / 16u + kv_head * p.quads;
+  let yi = slice(3u, group.z) / 16u + at * p.quads;
   var first = 0u;
   if (p.window > 0u && here + 1u > p.window) {
     first = here + 1u - p.window;

@@ -1,9 +1,12 @@
-// dst[b][a][0 .. width) = src[a][b][0 .. width): copies a grid of byte runs, swapping the two axes; any alignment.
+// dst[b][a][0 .. width) = src[a][b][0 .. width): copies a grid of runs, swapping the two axes.
 //
-// Operands: 1 src (read), 2 dst (written inside the runs only). Strides in bytes; dst runs ascend: width <= dst_a, a*dst_a <= dst_b.
-// Grid: one invocation per dst word. WORDS = true where every base, stride and width is a multiple of 4: then a word is moved as one.
+// Operands: 1 src (read), 2 dst (written inside the runs only). Width and strides count the prelude's quads (16 bytes, or 4 with u32x1), of
+// which all of them, and both bases, are multiples; dst runs ascend: width <= dst_a, a * dst_a <= dst_b. Grid: one invocation per quad of
+// dst's region.
 override WG: u32 = 64;
-override WORDS: bool = true;
+// False where p.a, or p.b, is 1: it saves a division, which is slow on some adapters.
+override MANY_A: bool = true;
+override MANY_B: bool = true;
 
 struct Params {
   slices: Slices,
@@ -17,45 +20,28 @@ struct Params {
 }
 
 @group(0) @binding(0) var<uniform> p: Params;
-@group(0) @binding(1) var<storage, read> src: array<u32>;
-@group(0) @binding(2) var<storage, read_write> dst: array<u32>;
-
-// Byte of src that belongs at byte `at` of dst's region, or ~0 where none does.
-fn source(at: u32) -> u32 {
-  let b = at / p.dst_b;
-  let in_b = at % p.dst_b;
-  let a = in_b / p.dst_a;
-  let w = in_b % p.dst_a;
-  return select(0xffffffffu, a * p.src_a + b * p.src_b + w, b < p.b && a < p.a && w < p.width);
-}
+@group(0) @binding(1) var<storage, read> src: array<quad>;
+@group(0) @binding(2) var<storage, read_write> dst: array<quad>;
 
 @compute @workgroup_size(WG)
 fn main(@builtin(workgroup_id) group: vec3u, @builtin(num_workgroups) groups: vec3u, @builtin(local_invocation_index) lane: u32) {
-  let start = slice(p.slices, 0u, group.z);
-  let to = slice(p.slices, 1u, group.z);
   let i = (group.y * groups.x + group.x) * WG + lane;
-  let region = (p.b - 1u) * p.dst_b + (p.a - 1u) * p.dst_a + p.width;
-  let word = (to >> 2u) + i;
-  if (word * 4u >= to + region) {
+  if (i >= (p.b - 1u) * p.dst_b + (p.a - 1u) * p.dst_a + p.width) {
     return;
   }
-  if (WORDS) {
-    let s = source(i * 4u);
-    if (s != 0xffffffffu) {
-      dst[word] = src[(start + s) >> 2u];
-    }
-    return;
+  var a = 0u;
+  var b = 0u;
+  var w = i;
+  if (MANY_B) {
+    b = w / p.dst_b;
+    w -= b * p.dst_b;
   }
-  var value = dst[word];
-  for (var k = 0u; k < 4u; k++) {
-    let at = word * 4u + k;
-    if (at >= to && at < to + region) {
-      let s = source(at - to);
-      if (s != 0xffffffffu) {
-        let byte = (src[(start + s) >> 2u] >> (((start + s) & 3u) * 8u)) & 0xffu;
-        value = insertBits(value, byte, k * 8u, 8u);
-      }
-    }
+  if (MANY_A) {
+    a = w / p.dst_a;
+    w -= a * p.dst_a;
   }
-  dst[word] = value;
+  if (w < p.width && a < p.a) {
+    let start = slice(0u, group.z) / QUAD_BYTES;
+    dst[slice(1u, group.z) / QUAD_BYTES + i] = src[start + a * p.src_a + b * p.src_b + w];
+  }
 }

@@ -1,6 +1,7 @@
 // y[t] = table[id[t] - first], or zeros where id[t] is outside [first, first + rows): a vocabulary shard's partial result.
 //
 // Operands: 1 ids [tokens] (u32), 2 table [rows, n] (read), 3 y [tokens, n] (written). `first` is the rank's own number. `quads` = n in quads.
+// Grid: one invocation per quad of y.
 override WG: u32 = 64;
 
 struct Params {
@@ -21,10 +22,10 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(num_workgroups) groups: ve
   if (i >= p.tokens * p.quads) {
     return;
   }
-  let row = ids[slice(p.slices, 0u, group.z) / 4u + i / p.quads] - own(p.slices, group.z);
+  let row = ids[slice(0u, group.z) / 4u + i / p.quads] - own(group.z);
   var v = vec4f();
   if (row < p.rows) {
-    v = wload4(table[slice(p.slices, 1u, group.z) / WQUAD_BYTES + row * p.quads + i % p.quads]);
+    v = wload4(table[slice(1u, group.z) / WQUAD_BYTES + row * p.quads + i % p.quads]);
   }
-  y[slice(p.slices, 2u, group.z) / QUAD_BYTES + i] = store4(v);
+  y[slice(2u, group.z) / QUAD_BYTES + i] = store4(v);
 }

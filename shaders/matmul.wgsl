@@ -1,11 +1,12 @@
-// y[t][o] = sum_k x[t][k] * w[o][k] (+ bias[o]): a product for many tokens, blocked in registers, without barriers.
+// y[t][o] = sum_k x[t][k] * w[o][k] (+ bias[o]): a product blocked in registers, without barriers.
 //
-// Operands as in matvec.wgsl. Each invocation computes a block of 8 tokens by 4 outputs, k ascending: per quad of k it loads 12 quads and
-// makes 128 multiplications. Grid: x over blocks of outputs, y over blocks of tokens. Suits adapters without fast workgroup memory.
+// Operands as in matvec.wgsl. Each invocation computes a block of TOKENS (1, 4 or 8) tokens by 4 outputs, k ascending: per quad of k it loads
+// TOKENS + 4 quads and makes 16 * TOKENS multiplications. The bits of a row depend neither on TOKENS nor on the other rows. Grid: x over
+// blocks of outputs, y over blocks of tokens. Suits adapters without fast workgroup memory.
 override WG: u32 = 16;
+override TOKENS: u32 = 8;
 override HAS_BIAS: bool = false;
 
-const TOKENS = 8u;
 const OUTS = 4u;
 
 struct Params {
@@ -32,8 +33,8 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) la
   if (out >= p.outs) {
     return;
   }
-  let xs = slice(p.slices, 0u, group.z) / QUAD_BYTES;
-  let ws = slice(p.slices, 1u, group.z) / WQUAD_BYTES;
+  let xs = slice(0u, group.z) / QUAD_BYTES;
+  let ws = slice(1u, group.z) / WQUAD_BYTES;
   let last_token = p.tokens - 1u;
   let last_out = p.outs - 1u;
   let x0 = xs + min(token, last_token) * p.quads;
@@ -62,20 +63,24 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) la
     let b2 = wload4(w[w2 + i]);
     let b3 = wload4(w[w3 + i]);
     a0 += dots(load4(x[x0 + i]), b0, b1, b2, b3);
-    a1 += dots(load4(x[x1 + i]), b0, b1, b2, b3);
-    a2 += dots(load4(x[x2 + i]), b0, b1, b2, b3);
-    a3 += dots(load4(x[x3 + i]), b0, b1, b2, b3);
-    a4 += dots(load4(x[x4 + i]), b0, b1, b2, b3);
-    a5 += dots(load4(x[x5 + i]), b0, b1, b2, b3);
-    a6 += dots(load4(x[x6 + i]), b0, b1, b2, b3);
-    a7 += dots(load4(x[x7 + i]), b0, b1, b2, b3);
+    if (TOKENS > 1u) {
+      a1 += dots(load4(x[x1 + i]), b0, b1, b2, b3);
+      a2 += dots(load4(x[x2 + i]), b0, b1, b2, b3);
+      a3 += dots(load4(x[x3 + i]), b0, b1, b2, b3);
+    }
+    if (TOKENS > 4u) {
+      a4 += dots(load4(x[x4 + i]), b0, b1, b2, b3);
+      a5 += dots(load4(x[x5 + i]), b0, b1, b2, b3);
+      a6 += dots(load4(x[x6 + i]), b0, b1, b2, b3);
+      a7 += dots(load4(x[x7 + i]), b0, b1, b2, b3);
+    }
   }
   let sums = array<vec4f, 8>(a0, a1, a2, a3, a4, a5, a6, a7);
-  let yi = slice(p.slices, 3u, group.z) / 4u;
+  let yi = slice(3u, group.z) / 4u;
   for (var o = 0u; o < OUTS && out + o < p.outs; o++) {
     var b = 0.0;
     if (HAS_BIAS) {
-      b = bias[slice(p.slices, 2u, group.z) / 4u + out + o];
+      b = bias[slice(2u, group.z) / 4u + out + o];
     }
     for (var t = 0u; t < TOKENS && token + t < p.tokens; t++) {
       y[yi + (token + t) * p.outs + out + o] = sums[t][o] + b;

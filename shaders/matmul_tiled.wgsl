@@ -26,8 +26,8 @@ var<workgroup> wt: array<vec4f, 256>;
 
 @compute @workgroup_size(16, 16)
 fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_id) id: vec3u, @builtin(local_invocation_index) lane: u32) {
-  let xs = slice(p.slices, 0u, group.z) / QUAD_BYTES;
-  let ws = slice(p.slices, 1u, group.z) / WQUAD_BYTES;
+  let xs = slice(0u, group.z) / QUAD_BYTES;
+  let ws = slice(1u, group.z) / WQUAD_BYTES;
   let row = lane / STEP;
   let column = lane % STEP;
   let token = min(group.y * TILE + row, p.tokens - 1u);
@@ -55,7 +55,7 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_id) id: v
     }
     workgroupBarrier();
   }
-  let yi = slice(p.slices, 3u, group.z) / 4u;
+  let yi = slice(3u, group.z) / 4u;
   for (var o = 0u; o < 4u; o++) {
     let column_out = group.x * TILE + id.x + o * 16u;
     if (column_out >= p.outs) {
@@ -63,7 +63,7 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_id) id: v
     }
     var b = 0.0;
     if (HAS_BIAS) {
-      b = bias[slice(p.slices, 2u, group.z) / 4u + column_out];
+      b = bias[slice(2u, group.z) / 4u + column_out];
     }
     for (var m = 0u; m < 4u; m++) {
       let t = group.y * TILE + id.y + m * 16u;

@@ -28,8 +28,8 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) la
   let turn = lane % LANES_PER_ROW;
   var sum = 0.0;
   if (out < p.outs) {
-    let xi = slice(p.slices, 0u, group.z) / QUAD_BYTES + group.y * p.quads;
-    let wi = slice(p.slices, 1u, group.z) / WQUAD_BYTES + out * p.quads;
+    let xi = slice(0u, group.z) / QUAD_BYTES + group.y * p.quads;
+    let wi = slice(1u, group.z) / WQUAD_BYTES + out * p.quads;
     var even = vec4f();
     var odd = vec4f();
     var i = turn;
@@ -54,8 +54,8 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) la
   }
   if (turn == 0u && out < p.outs) {
     if (HAS_BIAS) {
-      sum += bias[slice(p.slices, 2u, group.z) / 4u + out];
+      sum += bias[slice(2u, group.z) / 4u + out];
     }
-    y[slice(p.slices, 3u, group.z) / 4u + group.y * p.outs + out] = sum;
+    y[slice(3u, group.z) / 4u + group.y * p.outs + out] = sum;
   }
 }

@@ -27,9 +27,9 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(num_workgroups) groups: ve
   if (row >= p.rows) {
     return;
   }
-  let xi = slice(p.slices, 0u, group.z) / QUAD_BYTES + row * p.quads;
-  let wi = slice(p.slices, 1u, group.z) / QUAD_BYTES;
-  let yi = slice(p.slices, 2u, group.z) / QUAD_BYTES + row * p.quads;
+  let xi = slice(0u, group.z) / QUAD_BYTES + row * p.quads;
+  let wi = slice(1u, group.z) / QUAD_BYTES;
+  let yi = slice(2u, group.z) / QUAD_BYTES + row * p.quads;
   var sum = 0.0;
   for (var i = lane; i < p.quads; i += WG) {
     let v = load4(x[xi + i]);

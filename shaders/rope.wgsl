@@ -17,7 +17,7 @@ struct Params {
 
 @group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(1) var<storage, read> x: array<f32>;
-@group(0) @binding(2) var<storage, read> table: array<vec2f>;
+@group(0) @binding(2) var<storage, read> table: array<f32>;
 @group(0) @binding(3) var<storage, read_write> q: array<f32>;
 @group(0) @binding(4) var<storage, read_write> keys: array<f32>;
 @group(0) @binding(5) var<storage, read_write> values: array<f32>;
@@ -33,21 +33,23 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(num_workgroups) groups: ve
   let pair = i % half;
   let head = (i / half) % all;
   let token = i / (half * all);
-  let source = slice(p.slices, 0u, group.z) / 4u + (token * all + head) * p.dim + pair;
+  let source = slice(0u, group.z) / 4u + (token * all + head) * p.dim + pair;
   let a = x[source];
   let b = x[source + half];
-  let turn = table[slice(p.slices, 1u, group.z) / 8u + (p.start + token) * half + pair];
-  let turned = vec2f(a * turn.x - b * turn.y, b * turn.x + a * turn.y);
+  let angle = slice(1u, group.z) / 4u + ((p.start + token) * half + pair) * 2u;
+  let cosine = table[angle];
+  let sine = table[angle + 1u];
+  let turned = vec2f(a * cosine - b * sine, b * cosine + a * sine);
   if (head < p.heads) {
-    let to = slice(p.slices, 2u, group.z) / 4u + (token * p.heads + head) * p.dim + pair;
+    let to = slice(2u, group.z) / 4u + (token * p.heads + head) * p.dim + pair;
     q[to] = turned.x;
     q[to + half] = turned.y;
   } else if (head < p.heads + p.kv_heads) {
-    let to = slice(p.slices, 3u, group.z) / 4u + ((p.start + token) * p.kv_heads + head - p.heads) * p.dim + pair;
+    let to = slice(3u, group.z) / 4u + ((p.start + token) * p.kv_heads + head - p.heads) * p.dim + pair;
     keys[to] = turned.x;
     keys[to + half] = turned.y;
   } else {
-    let to = slice(p.slices, 4u, group.z) / 4u + ((p.start + token) * p.kv_heads + head - p.heads - p.kv_heads) * p.dim + pair;
+    let to = slice(4u, group.z) / 4u + ((p.start + token) * p.kv_heads + head - p.heads - p.kv_heads) * p.dim + pair;
     values[to] = a;
     values[to + half] = b;
   }

@@ -1,6 +1,6 @@
 // y[t][j] = silu(x[t][j]) * x[t][n + j], silu(v) = v / (1 + exp(-v)), all in float32, one rounding.
 //
-// Operands: 1 x [rows, 2n] (read: gate columns, then up columns), 2 y [rows, n] (written). n and rows*n count quads.
+// Operands: 1 x [rows, 2n] (read: gate columns, then up columns), 2 y [rows, n] (written). p.n counts quads. Grid: one invocation per quad of y.
 override WG: u32 = 64;
 
 struct Params {
@@ -17,8 +17,8 @@ struct Params {
 fn main(@builtin(workgroup_id) group: vec3u, @builtin(num_workgroups) groups: vec3u, @builtin(local_invocation_index) lane: u32) {
   let i = (group.y * groups.x + group.x) * WG + lane;
   if (i < p.rows * p.n) {
-    let at = slice(p.slices, 0u, group.z) / QUAD_BYTES + (i / p.n) * 2u * p.n + i % p.n;
+    let at = slice(0u, group.z) / QUAD_BYTES + (i / p.n) * 2u * p.n + i % p.n;
     let gate = load4(x[at]);
-    y[slice(p.slices, 1u, group.z) / QUAD_BYTES + i] = store4(gate / (1.0 + exp(-gate)) * load4(x[at + p.n]));
+    y[slice(1u, group.z) / QUAD_BYTES + i] = store4(gate / (1.0 + exp(-gate)) * load4(x[at + p.n]));
   }
 }

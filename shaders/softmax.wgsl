@@ -21,8 +21,8 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(num_workgroups) groups: ve
   if (row >= p.rows) {
     return;
   }
-  let xi = slice(p.slices, 0u, group.z) / 4u + row * p.n;
-  let yi = slice(p.slices, 1u, group.z) / 4u + row * p.n;
+  let xi = slice(0u, group.z) / 4u + row * p.n;
+  let yi = slice(1u, group.z) / 4u + row * p.n;
   var top = x[xi];
   for (var i = lane; i < p.n; i += WG) {
     top = max(top, x[xi + i]);

@@ -38,7 +38,7 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(num_workgroups) groups: ve
   if (row >= p.rows) {
     return;
   }
-  let xi = slice(p.slices, 0u, group.z) / 4u + row * p.n;
+  let xi = slice(0u, group.z) / 4u + row * p.n;
   var last_key = 0xffffffffu;
   var last_at = 0u;
   for (var round = 0u; round < p.k; round++) {
@@ -69,8 +69,8 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(num_workgroups) groups: ve
     last_key = best_key[0];
     last_at = best_at[0];
     if (lane == 0u) {
-      values[slice(p.slices, 1u, group.z) / 4u + row * p.k + round] = x[xi + last_at];
-      indices[slice(p.slices, 2u, group.z) / 4u + row * p.k + round] = last_at;
+      values[slice(1u, group.z) / 4u + row * p.k + round] = x[xi + last_at];
+      indices[slice(2u, group.z) / 4u + row * p.k + round] = last_at;
     }
     workgroupBarrier();
   }

@@ -1,10 +1,10 @@
-// Communicator: what a program holds. It routes each collective to the DeviceComm of the tensor's device, and keeps the group's HostComm.
+// Communicator: what a program holds: the collectives of a group on its ranks' devices, and the group's HostComm.
 import type { DType } from '../core/dtype.ts'
-import { BackendUnavailableError, invalidArgument } from '../core/errors.ts'
+import { BackendUnavailableError, invalidArgument, RankFailedError } from '../core/errors.ts'
 import type { Shape } from '../core/shape.ts'
-import { Tensor } from '../core/tensor.ts'
+import type { Tensor } from '../core/tensor.ts'
 import type { Device } from '../device/device.ts'
-import { sameMemory, WebGpuDevice } from '../device/webgpu/device.ts'
+import { WebGpuDevice } from '../device/webgpu/device.ts'
 import type { CommStats, DeviceComm, FusedNorm, ReduceOp } from './device-comm.ts'
 import { type HostComm, LocalHostComm } from './host.ts'
 import type { MeetOptions } from './rendezvous.ts'
@@ -60,43 +60,43 @@ export class Communicator {
   }
 
   /** x on every rank, combined elementwise: sum, prod, min, max or avg. [...] → [...], any shape. */
-  async allReduce(x: Tensor, options?: { op?: ReduceOp; out?: Tensor | undefined } & MeetOptions): Promise<Tensor> {
-    return this.#for(x).allReduce(x, options)
+  allReduce(x: Tensor, options?: { op?: ReduceOp; out?: Tensor | undefined } & MeetOptions): Promise<Tensor> {
+    return echoQuietly(this.#comm.allReduce(x, options))
   }
 
   /** All ranks' x concatenated along dim (default: the last). */
-  async allGather(x: Tensor, options?: { dim?: number } & MeetOptions): Promise<Tensor> {
-    return this.#for(x).allGather(x, options)
+  allGather(x: Tensor, options?: { dim?: number } & MeetOptions): Promise<Tensor> {
+    return echoQuietly(this.#comm.allGather(x, options))
   }
 
   /** The sum of all ranks' x, cut along dim (default: the last): rank r gets the r-th part. */
-  async reduceScatter(x: Tensor, options?: { dim?: number; op?: ReduceOp } & MeetOptions): Promise<Tensor> {
-    return this.#for(x).reduceScatter(x, options)
+  reduceScatter(x: Tensor, options?: { dim?: number; op?: ReduceOp } & MeetOptions): Promise<Tensor> {
+    return echoQuietly(this.#comm.reduceScatter(x, options))
   }
 
   /** As allGather on rank dst (default 0), null on the others. */
-  async gather(x: Tensor, options?: { dst?: number; dim?: number } & MeetOptions): Promise<Tensor | null> {
-    return this.#for(x).gather(x, options)
+  gather(x: Tensor, options?: { dst?: number; dim?: number } & MeetOptions): Promise<Tensor | null> {
+    return echoQuietly(this.#comm.gather(x, options))
   }
 
   /** Rank src's x (default 0) on every rank. */
-  async broadcast(x: Tensor, options?: { src?: number } & MeetOptions): Promise<Tensor> {
-    return this.#for(x).broadcast(x, options)
+  broadcast(x: Tensor, options?: { src?: number } & MeetOptions): Promise<Tensor> {
+    return echoQuietly(this.#comm.broadcast(x, options))
   }
 
   /** Returns when all ranks have called it. */
-  async barrier(options?: MeetOptions): Promise<void> {
-    return this.#comm.barrier(options)
+  barrier(options?: MeetOptions): Promise<void> {
+    return echoQuietly(this.#comm.barrier(options))
   }
 
   /** residual += sum over ranks of x, + bias; returns the RMSNorm of that. One kernel a device; see FusedNorm. */
-  async allReduceResidualBiasRMSNorm(args: FusedNorm, options?: MeetOptions): Promise<Tensor> {
-    return this.#for(args?.x).allReduceResidualBiasRMSNorm(args, options)
+  allReduceResidualBiasRMSNorm(args: FusedNorm, options?: MeetOptions): Promise<Tensor> {
+    return echoQuietly(this.#comm.allReduceResidualBiasRMSNorm(args, options))
   }
 
   /** Symmetric memory: slices of one buffer for the ranks of a device, or with `shared` one tensor that they all hold. */
-  async allocate(shape: Shape, options?: { dtype?: DType; shared?: boolean } & MeetOptions): Promise<Tensor> {
-    return this.#comm.allocate(shape, options)
+  allocate(shape: Shape, options?: { dtype?: DType; shared?: boolean } & MeetOptions): Promise<Tensor> {
+    return echoQuietly(this.#comm.allocate(shape, options))
   }
 
   /** Ranks of equal color form a group, ordered by key, then by rank. Without a color (null) a rank joins none and gets null. */
@@ -108,14 +108,18 @@ export class Communicator {
   stats(): CommStats {
     return this.#comm.stats()
   }
+}
 
-  #for(x: Tensor): DeviceComm {
-    if (!(x instanceof Tensor)) throw invalidArgument('x', 'a Tensor', x)
-    if (!sameMemory(x.device, this.#device)) {
-      throw new BackendUnavailableError(
-        `No backend for a tensor on ${x.device.name} in a group on ${this.#device.name}; move it with tensor.to(device)`,
-      )
-    }
-    return this.#comm
-  }
+/**
+ * A rank may have several collectives under way when a peer fails. All of them reject, but it awaits only the first: the others are an
+ * echo of what that one and `launch` tell, and as unhandled rejections they would end the process.
+ */
+function echoQuietly<T>(work: Promise<T>): Promise<T> {
+  const told = new Promise<T>((resolve, reject) => {
+    work.then(resolve, (error) => {
+      if (error instanceof RankFailedError) told.catch(() => {})
+      reject(error)
+    })
+  })
+  return told
 }

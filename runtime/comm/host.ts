@@ -1,6 +1,6 @@
 // HostComm: the control plane of a group, for small values, and its backend for ranks that share a thread.
-import { ArgumentError, BackendUnavailableError, checkInteger, describe, invalidArgument } from '../core/errors.ts'
-import { type MeetOptions, type Offer, Rendezvous, World } from './rendezvous.ts'
+import { ArgumentError, checkInteger, describe, invalidArgument } from '../core/errors.ts'
+import { type MeetOptions, type Offer, offerOf, Rendezvous } from './rendezvous.ts'
 
 export type HostOp = 'sum' | 'min' | 'max'
 export type HostArray = Int32Array | Uint32Array | BigInt64Array | BigUint64Array | Float32Array | Float64Array
@@ -14,14 +14,15 @@ export interface HostComm {
   /** A light barrier; `blocking: false` is for waits that may be long (workers then sleep instead of spinning). */
   sync(options?: { blocking?: boolean } & MeetOptions): Promise<void>
   barrier(options?: MeetOptions): Promise<void>
-  /** The root's value, cloned for every other rank. */
+  /** The root's value as it is at the call, cloned for every other rank. */
   broadcast<T>(value: T, options?: { root?: number } & MeetOptions): Promise<T>
-  /** Every rank's value, in rank order. */
+  /** Every rank's value as it is at the call, in rank order; each rank gets clones of its own. */
   allGather<T>(value: T, options?: MeetOptions): Promise<T[]>
-  /** Elementwise over ranks, ranks ascending. */
+  /** Elementwise over ranks, ranks ascending. A NaN in any rank's value of min and max gives NaN. */
   allReduce<T extends Reducible>(value: T, op?: HostOp, options?: MeetOptions): Promise<T>
   /** Ranks of equal color form a group, ordered by key, then by rank; without a color a rank joins none and gets null. */
   split(options: { color: number | null; key?: number }): Promise<HostComm | null>
+  /** This rank takes part no more: what the others still call fails for them. */
   close(): void
 }
 
@@ -50,6 +51,11 @@ export class LocalHostComm implements HostComm {
     return this.#rendezvous.meet(this.rank, call, offer, complete, options)
   }
 
+  /** See Rendezvous.watch. */
+  watch(watch: Parameters<Rendezvous['watch']>[0]): void {
+    this.#rendezvous.watch(watch)
+  }
+
   sync({ blocking: _, ...options }: { blocking?: boolean } & MeetOptions = {}): Promise<void> {
     return this.#empty('host.sync()', options)
   }
@@ -59,33 +65,47 @@ export class LocalHostComm implements HostComm {
   }
 
   async broadcast<T>(value: T, { root = 0, ...options }: { root?: number } & MeetOptions = {}): Promise<T> {
-    checkInteger('root', root, 0, this.size - 1)
-    if (this.size === 1) return value
-    const payload = this.rank === root ? value : undefined
+    const offer = offerOf(() => {
+      checkInteger('root', root, 0, this.size - 1)
+      return this.rank === root ? snapshot(value) : undefined
+    })
+    const call = `host.broadcast(root ${root})`
+    const copy = await this.meet(call, offer, (values) => values.map(() => structuredClone(values[root]) as T), options)
+    return this.rank === root ? value : copy
+  }
+
+  async allGather<T>(value: T, options?: MeetOptions): Promise<T[]> {
+    const offer = offerOf(() => snapshot(value))
+    return this.meet('host.allGather()', offer, (values) => values.map(() => structuredClone(values)), options)
+  }
+
+  async allReduce<T extends Reducible>(value: T, op: HostOp = 'sum', options?: MeetOptions): Promise<T> {
+    const offer = offerOf(() => {
+      if (op !== 'sum' && op !== 'min' && op !== 'max') throw invalidArgument('op', "'sum', 'min' or 'max'", op)
+      if (reducibleKind(value) === null) {
+        throw invalidArgument('allReduce', `a number, a bigint or one of ${ARRAYS.map((a) => a.name).join(', ')}`, value)
+      }
+      return snapshot(value)
+    })
+    const call = `host.allReduce(${op}, ${reducibleKind(value) ?? describe(value)})`
     return this.meet(
-      `host.broadcast(root ${root})`,
-      { payload },
-      (values) => values.map((_, i) => (i === root ? (values[root] as T) : structuredClone(values[root] as T))),
+      call,
+      offer,
+      (values) => {
+        const result = reduceHost(values, op)
+        return values.map(() => structuredClone(result))
+      },
       options,
     )
   }
 
-  async allGather<T>(value: T, options?: MeetOptions): Promise<T[]> {
-    if (this.size === 1) return [value]
-    return this.meet('host.allGather()', { payload: value }, (values) => values.map(() => structuredClone(values) as T[]), options)
-  }
-
-  async allReduce<T extends Reducible>(value: T, op: HostOp = 'sum', options?: MeetOptions): Promise<T> {
-    if (op !== 'sum' && op !== 'min' && op !== 'max') throw invalidArgument('op', "'sum', 'min' or 'max'", op)
-    const kind = reducibleKind(value)
-    if (this.size === 1) return structuredClone(value)
-    return this.meet(`host.allReduce(${op}, ${kind})`, { payload: value }, (values) => this.#share(reduceHost(values as T[], op)), options)
-  }
-
   async split({ color, key = 0 }: { color: number | null; key?: number }): Promise<LocalHostComm | null> {
-    if (color !== null) checkInteger('color', color, 0)
-    checkInteger('key', key, Number.MIN_SAFE_INTEGER)
-    return this.meet('split()', { payload: { color, key } }, (choices) => {
+    const offer = offerOf(() => {
+      if (color !== null) checkInteger('color', color, 0)
+      checkInteger('key', key, Number.MIN_SAFE_INTEGER)
+      return { color, key }
+    })
+    return this.meet('split()', offer, (choices) => {
       const groups = new Map<number, number[]>()
       choices.forEach(({ color: c }, i) => {
         if (c !== null) groups.set(c, [...(groups.get(c) ?? []), i])
@@ -111,26 +131,29 @@ export class LocalHostComm implements HostComm {
   }
 
   close(): void {
-    this.#rendezvous.close()
+    this.#rendezvous.leave(this.rank)
   }
 
   async #empty(call: string, options?: MeetOptions): Promise<void> {
-    if (this.size > 1) await this.meet(call, { payload: null }, (all) => all, options)
+    await this.meet(call, { payload: null }, (all) => all, options)
   }
+}
 
-  #share<T extends Reducible>(value: T): T[] {
-    return Array.from({ length: this.size }, () => structuredClone(value))
+function snapshot<T>(value: T): T {
+  try {
+    return structuredClone(value)
+  } catch (cause) {
+    throw new ArgumentError(`Expected a value that can be cloned (no functions, no tensors) but received ${describe(value)}`, { cause })
   }
 }
 
 const ARRAYS = [Int32Array, Uint32Array, BigInt64Array, BigUint64Array, Float32Array, Float64Array] as const
 
-function reducibleKind(value: unknown): string {
+/** What must agree between ranks, as text; null for what cannot be reduced. */
+function reducibleKind(value: unknown): string | null {
   if (typeof value === 'number' || typeof value === 'bigint') return typeof value
   for (const type of ARRAYS) if (value instanceof type) return `${type.name}[${value.length}]`
-  throw new ArgumentError(
-    `Expected a number, a bigint or one of ${ARRAYS.map((a) => a.name).join(', ')} for allReduce but received ${describe(value)}`,
-  )
+  return null
 }
 
 function reduceHost<T extends Reducible>(values: readonly T[], op: HostOp): T {
@@ -139,57 +162,8 @@ function reduceHost<T extends Reducible>(values: readonly T[], op: HostOp): T {
   if (typeof values[0] === 'number' || typeof values[0] === 'bigint') {
     return (values as readonly (number | bigint)[]).reduce((a, b) => join(a, b)) as T
   }
-  const result = structuredClone(values[0]) as HostArray
+  const result = values[0] as HostArray // a snapshot: nobody else holds it
   for (const value of values.slice(1) as HostArray[])
     for (let i = 0; i < result.length; i++) result[i] = join(result[i]!, value[i]!) as never
   return result as T
-}
-
-export type HostBackend = 'local'
-
-/** A group that is being formed: made once, its id carried to the other ranks, joined by each. */
-export interface HostGroup {
-  /** The id as bytes, for `importHostGroup` elsewhere. */
-  export(): Uint8Array
-  /** Joins as `rank` of `size`. Every rank joins once. */
-  connect(options: { size: number; rank: number; timeoutMs?: number }): Promise<HostComm>
-}
-
-const localGroups = new Map<string, Rendezvous>()
-export const DEFAULT_TIMEOUT_MS = 60_000
-
-export function createHostGroup(backend: HostBackend): HostGroup {
-  if (backend !== 'local') throw new BackendUnavailableError(`Host backend ${describe(backend)} is not built; this version has 'local'`)
-  return localGroup(`local:${globalThis.crypto.randomUUID()}`)
-}
-
-export function importHostGroup(id: Uint8Array): HostGroup {
-  const text = new TextDecoder().decode(id)
-  if (!text.startsWith('local:')) throw new ArgumentError(`Expected the bytes of HostGroup.export() but received ${describe(text)}`)
-  return localGroup(text)
-}
-
-function localGroup(id: string): HostGroup {
-  return {
-    export: () => new TextEncoder().encode(id),
-    async connect({ size, rank, timeoutMs = DEFAULT_TIMEOUT_MS }): Promise<HostComm> {
-      checkInteger('size', size, 1)
-      checkInteger('rank', rank, 0, size - 1)
-      const known = localGroups.get(id)
-      if (known && known.members.length !== size) {
-        throw new ArgumentError(`This group has ${known.members.length} ranks, but rank ${rank} joined with size ${size}`)
-      }
-      const rendezvous =
-        known ??
-        new Rendezvous(
-          new World(size, timeoutMs),
-          Array.from({ length: size }, (_, i) => i),
-        )
-      localGroups.set(id, rendezvous)
-      const comm = new LocalHostComm(rendezvous, rank)
-      await comm.meet('connect()', { payload: null }, (all) => all)
-      localGroups.delete(id)
-      return comm
-    },
-  }
 }

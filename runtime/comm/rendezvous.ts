@@ -1,23 +1,38 @@
 // Where the ranks of a group that share a thread meet: one slot per collective, matched calls, deadlines, failures told to everybody.
-import { CollectiveMismatchError, RankFailedError, type RankmeshError, TimeoutError } from '../core/errors.ts'
+import { CollectiveMismatchError, checkInteger, describe, RankFailedError, type RankmeshError, TimeoutError } from '../core/errors.ts'
+import type { World, WorldGroup } from './world.ts'
 
 /** Collectives of each rank that are kept to tell about when something goes wrong. */
 const HISTORY = 8
+/** The longest delay a timer takes. */
+export const MAX_TIMEOUT_MS: number = 2 ** 31 - 1
 
 export interface MeetOptions {
-  /** Milliseconds until ERR_TIMEOUT; the group's own where absent. */
+  /** Milliseconds until ERR_TIMEOUT; the group's own where absent. The shortest of the ranks' counts. */
   timeoutMs?: number | undefined
+  /** Ends this rank's part in the program while it waits for others; a collective that all ranks have joined runs to its end. */
   signal?: AbortSignal | undefined
 }
 
 /** What one rank brings to a collective: its operands, or the reason why its own arguments are bad. */
 export type Offer<P> = { payload: P } | { refusal: unknown }
 
+/** A rank's operands as `prepare` gives them; what it throws is the rank's refusal. */
+export function offerOf<P>(prepare: () => P): Offer<P> {
+  try {
+    return { payload: prepare() }
+  } catch (refusal) {
+    return { refusal }
+  }
+}
+
 interface Arrival {
   call: string
-  offer: Offer<unknown>
+  payload: unknown
   resolve(value: unknown): void
   reject(error: unknown): void
+  /** Stops listening to the rank's signal. */
+  detach(): void
 }
 
 interface Slot {
@@ -25,63 +40,20 @@ interface Slot {
   count: number
   settled: number
   error?: RankmeshError
+  deadline: number
   timer?: ReturnType<typeof setTimeout> | undefined
 }
 
-/** Ranks of one program: who has failed or gone, and the groups that must hear of it. */
-export class World {
-  readonly size: number
-  readonly timeoutMs: number
-  readonly #gone = new Map<number, { error?: unknown }>()
-  readonly #groups = new Set<Rendezvous>()
-
-  constructor(size: number, timeoutMs: number) {
-    this.size = size
-    this.timeoutMs = timeoutMs
-  }
-
-  add(group: Rendezvous): void {
-    this.#groups.add(group)
-  }
-
-  remove(group: Rendezvous): void {
-    this.#groups.delete(group)
-  }
-
-  /** The rank threw: its peers' pending and later collectives fail with ERR_RANK_FAILED. */
-  fail(rank: number, error: unknown): void {
-    this.#leave(rank, { error })
-  }
-
-  /** The rank ended: collectives that still need it fail. */
-  leave(rank: number): void {
-    this.#leave(rank, {})
-  }
-
-  /** Why collectives with this rank cannot complete, or null. */
-  absence(rank: number): RankFailedError | null {
-    const gone = this.#gone.get(rank)
-    if (!gone) return null
-    if (!('error' in gone)) return new RankFailedError(`Rank ${rank} has returned and takes part in no more collectives`, { rank })
-    const { error } = gone
-    const what = error instanceof Error ? `${error.name}: ${error.message}` : String(error)
-    return new RankFailedError(`Rank ${rank} failed: ${what}`, { rank, cause: error })
-  }
-
-  #leave(rank: number, how: { error?: unknown }): void {
-    if (this.#gone.has(rank)) return
-    this.#gone.set(rank, how)
-    for (const group of this.#groups) group.missing(rank)
-  }
-}
-
-export class Rendezvous {
+export class Rendezvous implements WorldGroup {
   readonly world: World
   /** The group's members by their ranks in the world. */
   readonly members: readonly number[]
   readonly #slots = new Map<number, Slot>()
   readonly #next: number[]
   readonly #history: string[][]
+  readonly #left = new Set<number>()
+  readonly #unwatch: (() => void)[] = []
+  #failure: RankmeshError | null = null
 
   constructor(world: World, members: readonly number[]) {
     this.world = world
@@ -94,8 +66,9 @@ export class Rendezvous {
   /**
    * Joins the next collective as member `index`. When all members have joined with the same `call`, `complete` runs once with their
    * payloads in rank order and gives each its result.
-   * @throws ERR_COLLECTIVE_MISMATCH on every member when calls differ, or when one member's arguments were refused and others' were not;
-   * ERR_RANK_FAILED when a member has thrown or returned; ERR_TIMEOUT when one does not come; the signal's reason when it aborts.
+   * @throws ERR_COLLECTIVE_MISMATCH on every member when calls differ, and on the others when one member's arguments were refused;
+   * ERR_RANK_FAILED when a member has thrown or returned; ERR_TIMEOUT when one does not come; the signal's reason when it aborts; the
+   * error that has ended the group.
    */
   meet<P, R>(
     index: number,
@@ -110,52 +83,72 @@ export class Rendezvous {
       this.world.fail(me, signal.reason)
       return Promise.reject(signal.reason)
     }
+    const end = this.#failure ?? this.#absence(index)
+    if (end) return Promise.reject(end)
     const at = (this.#next[index] as number)++
     this.#note(index, at, call)
     const slot = this.#slot(at)
-    if (slot.error) return Promise.reject(this.#settle(at, slot))
+    const timing = offerOf(() => checkInteger('timeoutMs', timeoutMs, 1, MAX_TIMEOUT_MS))
+    const mine = 'refusal' in timing ? timing : offer
+    if ('refusal' in mine) {
+      if (!slot.error) this.#fail(at, slot, refused(me, call, mine.refusal))
+      this.#settle(at, slot)
+      return Promise.reject(mine.refusal)
+    }
+    if (slot.error) {
+      this.#settle(at, slot)
+      return Promise.reject(slot.error)
+    }
     return new Promise<R>((resolve, reject) => {
-      const arrival: Arrival = { call, offer, resolve: resolve as (value: unknown) => void, reject }
       const onAbort = (): void => {
         reject(signal?.reason)
         this.world.fail(me, signal?.reason)
       }
-      if (signal) {
-        signal.addEventListener('abort', onAbort, { once: true })
-        const done =
-          <T>(then: (value: T) => void) =>
-          (value: T): void => {
-            signal.removeEventListener('abort', onAbort)
-            then(value)
-          }
-        arrival.resolve = done(arrival.resolve)
-        arrival.reject = done(arrival.reject)
-      }
-      slot.arrivals[index] = arrival
+      signal?.addEventListener('abort', onAbort, { once: true })
+      const detach = (): void => signal?.removeEventListener('abort', onAbort)
+      slot.arrivals[index] = { call, payload: mine.payload, resolve: resolve as (value: unknown) => void, reject, detach }
       slot.count++
       const other = slot.arrivals.findIndex((a) => a !== undefined && a.call !== call)
       if (other >= 0) {
         this.#fail(at, slot, this.#mismatch(index, call, other, (slot.arrivals[other] as Arrival).call))
         return
       }
-      if (slot.count < this.members.length) {
-        const gone = this.members.find((rank, i) => slot.arrivals[i] === undefined && this.world.absence(rank))
-        if (gone !== undefined) this.#fail(at, slot, this.#absence(gone, call))
-        else slot.timer ??= setTimeout(() => this.#fail(at, slot, this.#timeout(at, slot, call, timeoutMs)), timeoutMs)
+      if (slot.count === this.members.length) {
+        this.#complete(at, slot, complete as (payloads: unknown[]) => unknown[] | Promise<unknown[]>)
         return
       }
-      this.#complete(at, slot, complete as (payloads: unknown[]) => unknown[] | Promise<unknown[]>)
+      const gone = this.#firstGone(slot)
+      if (gone >= 0) this.#fail(at, slot, this.#withoutMember(gone, call))
+      else this.#setDeadline(at, slot, call, timeoutMs)
     })
   }
 
-  /** A member has gone: every slot that still waits for it fails. */
-  missing(rank: number): void {
+  missing(rank: number, failed: boolean): void {
     const index = this.members.indexOf(rank)
-    if (index < 0) return
-    for (const [at, slot] of this.#slots) {
-      const waiting = slot.arrivals.find((a) => a !== undefined)
-      if (waiting && slot.arrivals[index] === undefined) this.#fail(at, slot, this.#absence(rank, waiting.call))
-    }
+    if (index >= 0) this.#failPending((slot, call) => (failed || !slot.arrivals[index] ? this.#withoutMember(index, call) : null))
+  }
+
+  /** Has `watch` learn how to end the group with an error; `watch` returns how to stop watching, for when the group ends. */
+  watch(watch: (end: (error: RankmeshError) => void) => () => void): void {
+    this.#unwatch.push(watch((error) => this.end(error)))
+  }
+
+  /** No collective of this group can complete any more: pending and later ones fail with `error`. */
+  end(error: RankmeshError): void {
+    this.#failure ??= error
+    this.#failPending(() => error)
+  }
+
+  /** Member `index` takes part no more; the group ends with its last member. */
+  leave(index: number): void {
+    this.#left.add(index)
+    this.#failPending((slot, call) => (slot.arrivals[index] ? null : this.#withoutMember(index, call)))
+    if (this.#left.size === this.members.length) this.close()
+  }
+
+  close(): void {
+    this.world.remove(this)
+    for (const unwatch of this.#unwatch.splice(0)) unwatch()
   }
 
   /** The last collectives of each member, oldest first, as text. */
@@ -163,14 +156,10 @@ export class Rendezvous {
     return this.members.map((rank, i) => `rank ${rank}: ${this.#history[i]?.join(', ') || 'none'}`).join('; ')
   }
 
-  close(): void {
-    this.world.remove(this)
-  }
-
   #slot(at: number): Slot {
     let slot = this.#slots.get(at)
     if (!slot) {
-      slot = { arrivals: this.members.map(() => undefined), count: 0, settled: 0 }
+      slot = { arrivals: this.members.map(() => undefined), count: 0, settled: 0, deadline: Number.POSITIVE_INFINITY }
       this.#slots.set(at, slot)
     }
     return slot
@@ -180,51 +169,77 @@ export class Rendezvous {
     clearTimeout(slot.timer)
     this.#slots.delete(at)
     const arrivals = slot.arrivals as Arrival[]
-    const refused = arrivals.findIndex((a) => 'refusal' in a.offer)
-    if (refused >= 0) {
-      const { refusal } = (arrivals[refused] as Arrival).offer as { refusal: unknown }
-      const why = refusal instanceof Error ? refusal.message : String(refusal)
-      const rank = this.members[refused] as number
-      const { call } = arrivals[refused] as Arrival
-      for (const { offer, reject } of arrivals) {
-        if ('refusal' in offer) reject(offer.refusal)
-        else reject(new CollectiveMismatchError(`Rank ${rank} could not take part in ${call}: ${why}`, { rank, cause: refusal }))
-      }
-      return
-    }
+    for (const { detach } of arrivals) detach()
     try {
-      const payloads = arrivals.map((a) => (a.offer as { payload: unknown }).payload)
-      const outcome = complete(payloads)
+      const outcome = complete(arrivals.map(({ payload }) => payload))
       const results = outcome instanceof Promise ? await outcome : outcome
-      for (const [i, arrival] of arrivals.entries()) arrival.resolve(results[i])
+      for (const [i, { resolve }] of arrivals.entries()) resolve(results[i])
     } catch (error) {
       for (const { reject } of arrivals) reject(error)
+    }
+  }
+
+  #setDeadline(at: number, slot: Slot, call: string, timeoutMs: number): void {
+    const deadline = performance.now() + timeoutMs
+    if (deadline >= slot.deadline) return
+    clearTimeout(slot.timer)
+    slot.deadline = deadline
+    slot.timer = setTimeout(() => this.#fail(at, slot, this.#timeout(at, slot, call, timeoutMs)), timeoutMs)
+  }
+
+  #failPending(why: (slot: Slot, call: string) => RankmeshError | null): void {
+    for (const [at, slot] of this.#slots) {
+      const waiting = slot.arrivals.find((a) => a !== undefined)
+      const error = waiting && why(slot, waiting.call)
+      if (error) this.#fail(at, slot, error)
     }
   }
 
   /** Fails the slot for those who have come; those who come later get the same error. */
   #fail(at: number, slot: Slot, error: RankmeshError): void {
     clearTimeout(slot.timer)
-    slot.timer = undefined
     slot.error = error
-    for (const arrival of slot.arrivals) {
-      if (arrival) {
-        this.#settle(at, slot)
-        arrival.reject(error)
-      }
+    for (const arrival of slot.arrivals.splice(0)) {
+      if (!arrival) continue
+      arrival.detach()
+      this.#settle(at, slot)
+      arrival.reject(error)
     }
-    slot.arrivals.fill(undefined)
   }
 
-  #settle(at: number, slot: Slot): RankmeshError {
+  /** One more member knows how the slot ended; the last one takes it away. */
+  #settle(at: number, slot: Slot): void {
     if (++slot.settled === this.members.length) this.#slots.delete(at)
-    return slot.error as RankmeshError
   }
 
   #note(index: number, at: number, call: string): void {
     const list = this.#history[index] as string[]
     list.push(`#${at} ${call}`)
     if (list.length > HISTORY) list.shift()
+  }
+
+  #absence(index: number): RankFailedError | null {
+    const rank = this.members[index] as number
+    if (this.#left.has(index)) return new RankFailedError(`Rank ${rank} has closed its part of this group`, { rank })
+    return this.world.absence(rank)
+  }
+
+  /** The member that left first of those that a slot lacks, which is why others may have left; or -1. */
+  #firstGone(slot: Slot): number {
+    for (const rank of this.world.gone) {
+      const index = this.members.indexOf(rank)
+      if (index >= 0 && !slot.arrivals[index]) return index
+    }
+    return [...this.#left].find((index) => !slot.arrivals[index]) ?? -1
+  }
+
+  #withoutMember(index: number, call: string): RankFailedError {
+    const error = this.#absence(index) as RankFailedError
+    const rank = this.members[index] as number
+    return new RankFailedError(`${error.message}; ${call} cannot complete without it`, {
+      rank,
+      cause: 'cause' in error ? error.cause : error,
+    })
   }
 
   #mismatch(index: number, call: string, other: number, otherCall: string): CollectiveMismatchError {
@@ -235,11 +250,6 @@ export class Rendezvous {
     )
   }
 
-  #absence(rank: number, call: string): RankFailedError {
-    const error = this.world.absence(rank) as RankFailedError
-    return new RankFailedError(`${error.message}; ${call} cannot complete without it`, { rank, cause: error.cause ?? error })
-  }
-
   #timeout(at: number, slot: Slot, call: string, timeoutMs: number): TimeoutError {
     const absent = this.members.filter((_, i) => slot.arrivals[i] === undefined)
     const [first] = absent
@@ -248,4 +258,10 @@ export class Rendezvous {
       first === undefined ? {} : { rank: first },
     )
   }
+}
+
+/** What the others hear when a rank's own arguments were refused. */
+function refused(rank: number, call: string, refusal: unknown): CollectiveMismatchError {
+  const why = refusal instanceof Error ? refusal.message : describe(refusal)
+  return new CollectiveMismatchError(`Rank ${rank} could not take part in ${call}: ${why}`, { rank, cause: refusal })
 }

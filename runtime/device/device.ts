@@ -56,7 +56,7 @@ export interface Device extends TensorDevice, Disposable {
 
   /** Rows `ids - first` of `table` [rows, n]; ids outside give zeros. ids [tokens] uint32 → [tokens, n]. */
   embedding(ids: Tensor, table: Tensor, options?: { first?: number; dtype?: DType; out?: Tensor }): Tensor
-  /** x [tokens, k] times w [outs, k] transposed, plus bias [outs] (float32): → [tokens, outs] float32. One or few tokens take the matvec kernel. */
+  /** x [tokens, k] times w [outs, k] transposed, plus bias [outs] (float32): → [tokens, outs] float32. */
   matmul(x: Tensor, w: Tensor, options?: { bias?: Tensor | undefined; out?: Tensor }): Tensor
   /** Rotates q and k of x [tokens, (heads + 2 kvHeads) * dim], appends k and v to the caches: → q [tokens, heads * dim]. float32. */
   ropeAppend(x: Tensor, options: RopeAppend): Tensor
@@ -64,7 +64,7 @@ export interface Device extends TensorDevice, Disposable {
   attention(q: Tensor, options: Attention): Tensor
   /** silu(gate) * up for x [tokens, 2n] = gate | up: → [tokens, n]. */
   siluMul(x: Tensor, options?: { out?: Tensor }): Tensor
-  /** x * rsqrt(mean(x^2) + eps) * weight per row of the last dimension; `zeroCentered`: weight holds w - 1. */
+  /** x * rsqrt(mean(x^2) + eps) * weight per row of the last dimension, weight of x's dtype; `zeroCentered`: weight holds w - 1. */
   rmsNorm(x: Tensor, weight: Tensor, options?: { eps?: number; zeroCentered?: boolean; out?: Tensor }): Tensor
   /** a + b of one shape and dtype. */
   add(a: Tensor, b: Tensor, options?: { out?: Tensor }): Tensor

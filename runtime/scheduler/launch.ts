@@ -1,8 +1,16 @@
 // launch: runs one async function once per rank and gives each its rank, its device and its communicator.
 import { Communicator } from '../comm/communicator.ts'
-import { DEFAULT_TIMEOUT_MS, type HostComm, LocalHostComm } from '../comm/host.ts'
-import { Rendezvous, World } from '../comm/rendezvous.ts'
-import { BackendUnavailableError, checkInteger, invalidArgument, RankFailedError } from '../core/errors.ts'
+import { type HostComm, LocalHostComm } from '../comm/host.ts'
+import { MAX_TIMEOUT_MS, Rendezvous } from '../comm/rendezvous.ts'
+import { DEFAULT_TIMEOUT_MS, World } from '../comm/world.ts'
+import {
+  BackendUnavailableError,
+  CollectiveMismatchError,
+  checkInteger,
+  describe,
+  invalidArgument,
+  RankFailedError,
+} from '../core/errors.ts'
 import type { Device } from '../device/device.ts'
 import { place } from './placement.ts'
 
@@ -43,11 +51,14 @@ const GRACE_MS = 1000
  * ERR_BACKEND_UNAVAILABLE before any rank starts.
  */
 export async function launch<T>(options: LaunchOptions, main: (context: RankContext) => Promise<T> | T): Promise<T[]> {
-  const { ranks, placement = 'local', device = 'webgpu', devices = [device], timeoutMs = DEFAULT_TIMEOUT_MS, signal } = options
+  const given = options ?? ({} as LaunchOptions)
+  const { ranks, placement = 'local', device = 'webgpu', devices = [device], timeoutMs = DEFAULT_TIMEOUT_MS, signal } = given
   checkInteger('ranks', ranks, 1, MAX_RANKS)
-  checkInteger('timeoutMs', timeoutMs, 1, 2 ** 31 - 1)
+  checkInteger('timeoutMs', timeoutMs, 1, MAX_TIMEOUT_MS)
   if (typeof main !== 'function') throw invalidArgument('main', 'an async function of the rank context', main)
-  if (placement !== 'local') throw new BackendUnavailableError(`Placement '${placement}' is not built; this version has 'local'`)
+  if (placement !== 'local') {
+    throw new BackendUnavailableError(`Placement ${describe(placement)} is not built; this version has 'local'`)
+  }
   signal?.throwIfAborted()
   const placed = await place(ranks, devices)
   const world = new World(ranks, timeoutMs)
@@ -59,15 +70,13 @@ export async function launch<T>(options: LaunchOptions, main: (context: RankCont
   let failure: { error: unknown } | undefined
   const fail = (rank: number, error: unknown): void => {
     world.fail(rank, error)
-    // What a rank hears of another's failure is no failure of its own.
-    if (failure && !(failure.error instanceof RankFailedError && !(error instanceof RankFailedError))) return
+    if (failure && !(isEcho(failure.error) && !isEcho(error))) return
     failure = { error }
     stop.abort(error)
   }
   const onAbort = (): void => {
     for (let rank = 0; rank < ranks; rank++) fail(rank, signal?.reason)
   }
-  signal?.addEventListener('abort', onAbort, { once: true })
   const runRank = async (rank: number): Promise<T | undefined> => {
     const own = placed.devices[rank] as Device
     try {
@@ -81,21 +90,38 @@ export async function launch<T>(options: LaunchOptions, main: (context: RankCont
       return undefined
     }
   }
+  const grace = graceAfter(stop.signal)
   try {
+    signal?.throwIfAborted() // it may have been while devices were opened
+    signal?.addEventListener('abort', onAbort, { once: true })
     const all = Promise.all(Array.from({ length: ranks }, (_, rank) => runRank(rank)))
-    const results = await Promise.race([all, graceAfter(stop.signal)])
+    const results = await Promise.race([all, grace.over])
     if (failure) throw failure.error
     return results as T[]
   } finally {
+    grace.cancel()
     signal?.removeEventListener('abort', onAbort)
-    everybody.close()
+    world.close()
     placed.dispose()
   }
 }
 
-/** Resolves some time after the signal aborts; never otherwise. */
-function graceAfter(signal: AbortSignal): Promise<void> {
-  return new Promise((resolve) => {
-    signal.addEventListener('abort', () => setTimeout(resolve, GRACE_MS), { once: true })
+/** What a rank hears of another's failure is no failure of its own. */
+function isEcho(error: unknown): boolean {
+  return error instanceof RankFailedError || (error instanceof CollectiveMismatchError && error.cause !== undefined)
+}
+
+/** `over` resolves some time after the signal aborts; never where it does not, or after `cancel`. */
+function graceAfter(signal: AbortSignal): { over: Promise<void>; cancel(): void } {
+  let timer: ReturnType<typeof setTimeout> | undefined
+  const over = new Promise<void>((resolve) => {
+    signal.addEventListener(
+      'abort',
+      () => {
+        timer = setTimeout(resolve, GRACE_MS)
+      },
+      { once: true },
+    )
   })
+  return { over, cancel: () => clearTimeout(timer) }
 }

@@ -18,8 +18,14 @@ export function blockOf(rank: number, ranks: number, devices: number): number {
 
 /** Opens each name once. `devices` holds one entry a device, or one a rank. */
 export async function place(ranks: number, devices: readonly (string | Device)[]): Promise<Placed> {
-  if (devices.length === 0) throw invalidArgument('devices', 'at least one device', devices)
+  if (!Array.isArray(devices) || devices.length === 0) throw invalidArgument('devices', 'a list of at least one device', devices)
   if (devices.length > ranks) throw invalidArgument('devices', `at most one for each of the ${ranks} ranks`, devices.length)
+  for (const device of devices) {
+    if (typeof device !== 'string' && !(device instanceof WebGpuDevice)) {
+      throw invalidArgument('devices', 'names or devices from openDevice', device)
+    }
+    if (typeof device !== 'string' && device.failure) throw device.failure
+  }
   const opened = new Map<string, Device>()
   const dispose = (): void => {
     for (const device of opened.values()) device.dispose()
@@ -33,10 +39,8 @@ export async function place(ranks: number, devices: readonly (string | Device)[]
     throw error
   }
   const placed = Array.from({ length: ranks }, (_, rank) => {
-    const choice = devices[blockOf(rank, ranks, devices.length)] as string | Device
-    const device = typeof choice === 'string' ? (opened.get(choice) as Device) : choice
-    if (!(device instanceof WebGpuDevice)) throw invalidArgument('devices', 'names or devices from openDevice', choice)
-    return device.view()
+    const choice = devices[blockOf(rank, ranks, devices.length)] as string | WebGpuDevice
+    return ((typeof choice === 'string' ? opened.get(choice) : choice) as WebGpuDevice).view()
   })
   return { devices: placed, dispose }
 }

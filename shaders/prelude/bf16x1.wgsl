@@ -11,5 +11,5 @@ fn load4(q: quad) -> vec4f {
 fn store4(v: vec4f) -> quad {
   let u = bitcast<u32>(v.x);
   let rounded = (u + 0x7fffu + ((u >> 16u) & 1u)) & 0xffff0000u;
-  return bitcast<f32>(select(rounded, (u & 0xffff0000u) | 0x400000u, (u & 0x7fffffffu) > 0x7f800000u));
+  return bitcast<f32>(select(rounded, (u & 0x80000000u) | 0x7fc00000u, (u & 0x7fffffffu) > 0x7f800000u));
 }

@@ -1,5 +1,6 @@
 // Element type float16: four values a quad, two to a u32, the first in the low half; needs no adapter feature.
-// Stores round to nearest even by integer arithmetic (pack2x16float leaves the rounding open); overflow gives infinity, NaN stays NaN.
+// Stores round to nearest even by integer arithmetic (pack2x16float leaves the rounding open); overflow gives infinity,
+// NaN 0x7e00 with its sign.
 alias num = f32;
 alias quad = vec2u;
 const LANES = 4u;

@@ -11,10 +11,11 @@ fn load4(q: quad) -> vec4f {
 fn store4(v: vec4f) -> quad {
   let a = abs(v.x);
   let u = bitcast<u32>(a);
-  let normal = bitcast<f32>((u + 0xfffu + ((u >> 13u) & 1u)) & 0xffffe000u);
-  let subnormal = f32(bitcast<u32>(a + 0.5) - 0x3f000000u) * 5.9604644775390625e-8; // the sum's last bit is worth 2^-24, half's smallest step
+  let normal = (u + 0xfffu + ((u >> 13u) & 1u)) & 0xffffe000u;
+  // The sum's last bit is worth 2^-24, half's smallest step.
+  let subnormal = bitcast<u32>(f32(bitcast<u32>(a + 0.5) - 0x3f000000u) * 5.9604644775390625e-8);
   var r = select(normal, subnormal, u < 0x38800000u);
-  r = select(r, bitcast<f32>(0x7f800000u), u >= 0x477ff000u);
-  r = select(r, v.x, u > 0x7f800000u);
-  return select(r, -r, (bitcast<u32>(v.x) >> 31u) == 1u && u <= 0x7f800000u);
+  r = select(r, 0x7f800000u, u >= 0x477ff000u);
+  r = select(r, 0x7fc00000u, u > 0x7f800000u);
+  return bitcast<f32>((bitcast<u32>(v.x) & 0x80000000u) | r);
 }

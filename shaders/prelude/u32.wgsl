@@ -1,4 +1,4 @@
-// Element type uint32: four values a quad. For the elementwise collectives.
+// Element type uint32: four values a quad. For the elementwise collectives, and copies.
 alias num = u32;
 alias quad = vec4u;
 const LANES = 4u;

@@ -1,12 +1,12 @@
 // Clusters: which ranks of a group share a device, and how their operands come to lie side by side on the devices that need them.
 import type { DType } from '../../core/dtype.ts'
 import { roundUp } from '../../core/shape.ts'
-import type { Tensor } from '../../core/tensor.ts'
 import { type Range, single } from '../../device/webgpu/commands.ts'
 import type { WebGpuDevice } from '../../device/webgpu/device.ts'
 import type { Gpu } from '../../device/webgpu/gpu.ts'
-import { copyBytes, rangeOf, type Sink } from '../../device/webgpu/launch.ts'
-import { ALIGNMENT, type GpuStorage } from '../../device/webgpu/pool.ts'
+import { copyBytes, type Sink } from '../../device/webgpu/launch.ts'
+import { ALIGNMENT } from '../../device/webgpu/pool.ts'
+import type { Scope } from './scope.ts'
 
 /** The ranks of a group on one device, ascending. Clusters are ordered by their lowest rank. */
 export interface Cluster {
@@ -23,8 +23,12 @@ export interface Slices {
   pitch: number
   count: number
   dtype: DType
-  /** Gives back what the operands were copied to. */
-  release(): void
+}
+
+/** What one of several devices brings to an exchange. */
+export interface Source {
+  cluster: Cluster
+  range: Range
 }
 
 export function clustersOf(devices: readonly WebGpuDevice[]): Cluster[] {
@@ -49,25 +53,23 @@ export function mergeLanes(clusters: readonly Cluster[]): void {
  * A cluster's operands as slices: where they are, when they are slices of one buffer (`comm.allocate`) or one and the same tensor, else
  * copied side by side.
  */
-export function slicesOf(cluster: Cluster, tensors: readonly Tensor[], dtype: DType): Slices {
-  const ranges = tensors.map((tensor) => rangeOf(cluster.gpu, tensor))
+export function slicesOf(scope: Scope, cluster: Cluster, ranges: readonly Range[], dtype: DType): Slices {
   const first = ranges[0] as Range
   const pitch = ranges.length > 1 ? (ranges[1] as Range).offset - first.offset : 0
   const regular = ranges.every((range, i) => range.buffer === first.buffer && range.offset === first.offset + i * pitch)
   if (regular && pitch >= 0 && pitch % 16 === 0 && first.offset % 16 === 0) {
     const byteLength = (ranges.length - 1) * pitch + first.byteLength
-    return { range: { ...first, byteLength }, pitch, count: ranges.length, dtype, release: () => {} }
+    return { range: { ...first, byteLength }, pitch, count: ranges.length, dtype }
   }
-  const slices = emptySlices(cluster, ranges.length, first.byteLength, dtype)
+  const slices = emptySlices(scope, cluster, ranges.length, first.byteLength, dtype)
   for (const [i, range] of ranges.entries()) copyBytes(cluster.sink, range, sliceAt(slices, i, first.byteLength), first.byteLength)
   return slices
 }
 
-export function emptySlices({ gpu }: Cluster, count: number, byteLength: number, dtype: DType): Slices {
+export function emptySlices(scope: Scope, { gpu }: Cluster, count: number, byteLength: number, dtype: DType): Slices {
   const pitch = Math.max(ALIGNMENT, roundUp(byteLength, ALIGNMENT))
-  const storage = gpu.pool.allocate(count * pitch)
-  const range = { buffer: storage.buffer, offset: storage.offset, byteLength: count * pitch }
-  return { range, pitch, count, dtype, release: () => storage.release() }
+  const { buffer, offset } = scope.scratch(gpu.pool.allocate(count * pitch))
+  return { range: { buffer, offset, byteLength: count * pitch }, pitch, count, dtype }
 }
 
 export function sliceAt({ range, pitch }: Slices, index: number, byteLength: number): Range {
@@ -75,14 +77,14 @@ export function sliceAt({ range, pitch }: Slices, index: number, byteLength: num
 }
 
 /** Reads ranges of several devices; each device is asked once, all at the same time. */
-export async function readAll(requests: readonly { cluster: Cluster; range: Range }[]): Promise<Uint8Array<ArrayBuffer>[]> {
-  const pending = requests.map(
+export async function readAll(sources: readonly Source[]): Promise<Uint8Array<ArrayBuffer>[]> {
+  const pending = sources.map(
     ({ cluster, range }) =>
       new Promise<Uint8Array<ArrayBuffer>>((resolve, reject) => {
         cluster.gpu.recorder.push({ kind: 'read', from: range, readers: [{ resolve, reject }] })
       }),
   )
-  for (const gpu of new Set(requests.map(({ cluster }) => cluster.gpu))) gpu.recorder.flush()
+  for (const gpu of new Set(sources.map(({ cluster }) => cluster.gpu))) gpu.recorder.flush()
   const outcomes = await Promise.allSettled(pending)
   return outcomes.map((outcome) => {
     if (outcome.status === 'rejected') throw outcome.reason
@@ -96,18 +98,19 @@ export function upload({ sink }: Cluster, to: Range, bytes: Uint8Array<ArrayBuff
   sink.record({ kind: 'upload', to, bytes: padded })
 }
 
-/** Operands of equal size, one from each of several devices, side by side on every device in `targets`; each crosses the host once. */
+/** Operands of equal size, one from each source, side by side on every device in `targets`; each crosses the host once. */
 export async function exchange(
-  sources: readonly { cluster: Cluster; range: Range }[],
+  scope: Scope,
+  sources: readonly Source[],
   targets: readonly Cluster[],
   byteLength: number,
   dtype: DType,
 ): Promise<Slices[]> {
-  if (byteLength === 0) return targets.map((target) => emptySlices(target, sources.length, 0, dtype))
+  if (byteLength === 0) return targets.map((target) => emptySlices(scope, target, sources.length, 0, dtype))
   const leaving = sources.filter(({ cluster }) => targets.some((target) => target !== cluster))
   const bytes = new Map((await readAll(leaving)).map((data, i) => [leaving[i], data]))
   return targets.map((target) => {
-    const slices = emptySlices(target, sources.length, byteLength, dtype)
+    const slices = emptySlices(scope, target, sources.length, byteLength, dtype)
     sources.forEach((source, i) => {
       const to = sliceAt(slices, i, byteLength)
       if (source.cluster === target) copyBytes(target.sink, source.range, to, byteLength)
@@ -115,20 +118,4 @@ export async function exchange(
     })
     return slices
   })
-}
-
-/** All ranks' operands on each device of `targets`, in rank order. */
-export async function exchangeTensors(
-  clusters: readonly Cluster[],
-  tensors: readonly Tensor[],
-  targets: readonly Cluster[],
-): Promise<Slices[]> {
-  const home = tensors.map((_, rank) => clusters.find(({ ranks }) => ranks.includes(rank)) as Cluster)
-  const sources = tensors.map((tensor, rank) => ({ cluster: home[rank] as Cluster, range: rangeOf((home[rank] as Cluster).gpu, tensor) }))
-  const [{ byteLength, dtype }] = tensors as [Tensor]
-  return exchange(sources, targets, byteLength, dtype)
-}
-
-export function storageRange(storage: GpuStorage): Range {
-  return { buffer: storage.buffer, offset: storage.offset, byteLength: storage.byteLength }
 }

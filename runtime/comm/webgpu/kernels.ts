@@ -2,10 +2,22 @@
 import { type DType, dtypeSize } from '../../core/dtype.ts'
 import type { Range } from '../../device/webgpu/commands.ts'
 import type { Variant } from '../../device/webgpu/kernel.ts'
-import { castRange, dispatch, elementType, f32, floatType, grid, type Operand, type Sink, withQuads } from '../../device/webgpu/launch.ts'
+import {
+  castRange,
+  copyBytes,
+  dispatch,
+  elementType,
+  f32,
+  floatType,
+  grid,
+  type Operand,
+  type Sink,
+  withQuads,
+} from '../../device/webgpu/launch.ts'
 import { form } from '../../device/webgpu/ops.ts'
 import { REDUCE_OPS, type ReduceOp } from '../device-comm.ts'
 import { type Cluster, emptySlices, type Slices, sliceAt } from './clusters.ts'
+import type { Scope } from './scope.ts'
 
 /** y = op over slices of x, elementwise; avg divides by `divisor`. */
 export function reduceSlices({ sink }: Cluster, x: Slices, y: Operand, op: ReduceOp, divisor: number): void {
@@ -66,6 +78,7 @@ export interface NormOperands {
 
 /** The fused kernel on one device: rows of `n` elements, `x` the partials side by side. */
 export function fusedNorm(
+  scope: Scope,
   cluster: Cluster,
   x: Slices,
   { residual, weight, bias, out }: NormOperands,
@@ -74,9 +87,10 @@ export function fusedNorm(
   const { sink } = cluster
   const scalar = n % 4 !== 0
   const element = floatType(residual.dtype, 'residual')
-  const partials = scalar && x.dtype !== 'float32' ? widen(cluster, x, rows * n) : x
+  const partials = scalar && x.dtype !== 'float32' ? widen(scope, cluster, x, rows * n) : x
   const unit = scalar ? 4 : 4 * dtypeSize(partials.dtype)
-  withQuads(sink, [residual, weight, bias ?? weight, out], scalar, ([r, w, b, y]) => {
+  const target = apart(scope, cluster, out, residual)
+  withQuads(sink, [residual, weight, bias ?? weight, target], scalar, ([r, w, b, y]) => {
     const WG = sink.gpu.tuning.row
     const variant = {
       name: 'all_reduce_rms_norm' as const,
@@ -87,12 +101,19 @@ export function fusedNorm(
     const params = [rows, scalar ? n : n / 4, n, f32(eps), partials.pitch / unit, partials.count]
     dispatch(sink, variant, [partials.range, r!, w!, b!, y!], params, grid(rows))
   })
-  if (partials !== x) partials.release()
+  if (target !== out) copyBytes(sink, target.range, out.range, out.range.byteLength)
+}
+
+/** `out`, or a stand-in where it lies in one buffer with `other`: bindings that a dispatch writes may not overlap, and they are wider than their operands. */
+function apart(scope: Scope, { gpu }: Cluster, out: Operand, other: Operand): Operand {
+  if (out.range.buffer !== other.range.buffer) return out
+  const { buffer, offset } = scope.scratch(gpu.pool.allocate(out.range.byteLength))
+  return { ...out, range: { buffer, offset, byteLength: out.range.byteLength }, padded: true }
 }
 
 /** 16-bit slices as float32 slices. */
-function widen(cluster: Cluster, x: Slices, count: number): Slices {
-  const wide = emptySlices(cluster, x.count, count * 4, 'float32')
+function widen(scope: Scope, cluster: Cluster, x: Slices, count: number): Slices {
+  const wide = emptySlices(scope, cluster, x.count, count * 4, 'float32')
   const type = floatType(x.dtype, 'x')
   for (let i = 0; i < x.count; i++) {
     castRange(cluster.sink, sliceAt(x, i, count * dtypeSize(x.dtype)), type, sliceAt(wide, i, count * 4), 'f32', count)

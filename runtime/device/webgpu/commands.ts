@@ -1,4 +1,5 @@
 // What a rank asks of a device, and how the same request of several ranks becomes one.
+import { roundUp } from '../../core/shape.ts'
 import type { Kernel } from './kernel.ts'
 import type { PooledBuffer } from './pool.ts'
 
@@ -56,6 +57,11 @@ export interface MergedDispatch extends Dispatch {
 
 export type MergedCommand = MergedDispatch | Copy | Upload | Read
 
+/** Bytes that a copy of whole words moves for a range of any alignment. */
+export function paddedBytes(range: Range): number {
+  return roundUp((range.offset & 3) + range.byteLength, 4)
+}
+
 export function single(command: Command): MergedCommand {
   if (command.kind !== 'dispatch') return command
   return { ...command, ranks: 1, strides: command.operands.map(() => 0), ownStep: 0 }
@@ -81,8 +87,15 @@ export function together(commands: readonly Command[]): MergedCommand | null {
   }
 }
 
+/** True for a command that all ranks may record although it writes what they share: doing it once is what each of them means. */
+export function sameCommand(a: Command, b: Command): boolean {
+  const both = together([a, b])
+  return both !== null && (both.kind !== 'dispatch' || both.ranks === 1)
+}
+
 function dispatchTogether(commands: readonly Dispatch[]): MergedDispatch | null {
   const [first, second] = commands as readonly [Dispatch, Dispatch]
+  if (second.kernel !== first.kernel) return null
   const ownStep = second.own - first.own
   const strides = first.operands.map((range, i) => (second.operands[i] as Range).offset - range.offset)
   if (strides.some((stride) => stride < 0)) return null
@@ -99,10 +112,20 @@ function dispatchTogether(commands: readonly Dispatch[]): MergedDispatch | null 
   }
   const shared = strides.every((stride) => stride === 0) && ownStep === 0
   if (shared) return { ...first, ranks: 1, strides, ownStep: 0 } // what all ranks would do alike is done once
-  const overlaps = [...first.kernel.access].some(
-    (kind, i) => kind === 'w' && (strides[i] as number) < (first.operands[i] as Range).byteLength,
-  )
-  return overlaps ? null : { ...first, ranks: commands.length, strides, ownStep }
+  return keepApart(first, strides) ? { ...first, ranks: commands.length, strides, ownStep } : null
+}
+
+/** True if ranks at these strides write neither a common word nor, through two operands, a common part of a buffer. */
+function keepApart({ kernel, operands }: Dispatch, strides: readonly number[]): boolean {
+  const written = new Set<PooledBuffer>()
+  for (const [i, { buffer, offset, byteLength }] of operands.entries()) {
+    const stride = strides[i] as number
+    if (stride % 4 !== 0) return false
+    if (kernel.access[i] !== 'w') continue
+    if (written.has(buffer) || stride < roundUp((offset & 3) + byteLength, 4)) return false
+    written.add(buffer)
+  }
+  return true
 }
 
 function sameRange(a: Range, b: Range): boolean {

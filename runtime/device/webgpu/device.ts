@@ -70,6 +70,7 @@ export class WebGpuDevice implements Device {
     const { buffer, offset, byteLength } = writableStorage(this.gpu.pool, storage)
     if (byteOffset + bytes.byteLength > byteLength)
       throw new DeviceError(`A write of ${bytes.byteLength} bytes at ${byteOffset} passes the storage's end`)
+    if (bytes.byteLength === 0) return
     const to = { buffer, offset: offset + byteOffset, byteLength: bytes.byteLength }
     const atEnd = byteOffset + bytes.byteLength === byteLength
     const words = to.offset % 4 === 0 && (bytes.byteLength % 4 === 0 || atEnd)
@@ -125,8 +126,9 @@ export class WebGpuDevice implements Device {
 
   argmax(x: Tensor, { out }: { out?: Tensor } = {}): Tensor {
     const shape = x.shape.slice(0, -1)
-    using values = out?.reshape([...shape, 1])
-    const best = ops.topK(this, x, 1, values)
+    if (out) ops.expectShape(out, shape, 'out')
+    using column = out?.reshape([...shape, 1])
+    const best = ops.topK(this, x, 1, column)
     best.values.dispose()
     if (out) return out
     using indices = best.indices

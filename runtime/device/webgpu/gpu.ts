@@ -1,5 +1,5 @@
 // Gpu: one opened GPUDevice with all that lives as long as it does: memory pool, kernels, recorder, what it can do, why it failed.
-import { DeviceError, type OutOfMemoryError, type RankmeshError } from '../../core/errors.ts'
+import { BackendUnavailableError, DeviceError, type OutOfMemoryError, type RankmeshError } from '../../core/errors.ts'
 import { KernelRegistry } from './kernel.ts'
 import type { AdapterChoice, Platform } from './platform.ts'
 import { BufferPool } from './pool.ts'
@@ -13,13 +13,13 @@ export interface Tuning {
   row: number
   /** Invocations that share an attention head of one token. */
   attention: number
-  /** Invocations that share an output of a matrix-vector product. */
-  matvecLanes: number
-  /** Whether matrix products go through workgroup memory. */
+  /** Whether products go through workgroup memory (`matvec` for few tokens, `matmul_tiled`) or are blocked in registers (`matmul`). */
   tiled: boolean
+  /** Invocations that share an output of `matvec`. */
+  matvecLanes: number
 }
 
-const SOFTWARE: Tuning = { flat: 64, row: 16, attention: 4, matvecLanes: 1, tiled: false }
+const SOFTWARE: Tuning = { flat: 128, row: 4, attention: 4, matvecLanes: 1, tiled: false }
 const HARDWARE: Tuning = { flat: 256, row: 256, attention: 32, matvecLanes: 16, tiled: true }
 
 /** Limits asked for beyond WebGPU's defaults, as far as the adapter has them. */
@@ -58,12 +58,16 @@ export class Gpu {
     this.pool = new BufferPool(device)
     this.kernels = new KernelRegistry(device)
     this.recorder = new Recorder(device, this.pool, platform.afterTurn)
-    this.pool.onOutOfMemory = (error: OutOfMemoryError) => this.recorder.rejectPending(error)
-    device.addEventListener('uncapturederror', (event) => {
-      event.preventDefault()
-      const { message } = (event as GPUUncapturedErrorEvent).error
-      this.recorder.rejectPending(new DeviceError(`${info.adapter} refused a command: ${message}`))
-    })
+    this.pool.onOutOfMemory = (error: OutOfMemoryError) => this.recorder.fault(error)
+    this.kernels.onError = (message) => this.recorder.fault(new DeviceError(`${info.adapter} refused a kernel: ${message}`))
+    // All that is done here is done in error scopes. What else happens on an injected device is its owner's affair.
+    if (owned) {
+      device.addEventListener('uncapturederror', (event) => {
+        event.preventDefault()
+        const { message } = (event as GPUUncapturedErrorEvent).error
+        this.recorder.fault(new DeviceError(`${info.adapter} refused a command: ${message}`))
+      })
+    }
     device.lost.then(({ reason, message }) => {
       const what = reason === 'destroyed' ? 'was disposed' : `was lost (${reason}): ${message}`
       this.#fail(new DeviceError(`The WebGPU device on ${info.adapter} ${what}; open a new one to go on`))
@@ -86,6 +90,7 @@ export class Gpu {
   dispose(): void {
     if (this.#failure) return
     this.#fail(new DeviceError(`The WebGPU device on ${this.info.adapter} was disposed; open a new one to go on`))
+    this.pool.dispose()
     if (this.#owned) this.device.destroy()
     void this.#keepAlive
   }
@@ -103,8 +108,14 @@ export async function openGpu(platform: Platform, choice: AdapterChoice): Promis
   const requiredLimits: Record<string, number> = {}
   for (const name of WANTED_LIMITS) requiredLimits[name] = adapter.limits[name]
   const features = [...adapter.features].filter((name) => name === 'timestamp-query' || name === 'shader-f16' || name === 'subgroups')
-  const device = await adapter.requestDevice({ requiredLimits, requiredFeatures: features as GPUFeatureName[], label: 'rankmesh' })
-  return new Gpu(device, { adapter: adapterName(adapter.info), software, features }, platform, {
+  const name = adapterName(adapter.info)
+  const device = await adapter
+    .requestDevice({ requiredLimits, requiredFeatures: features as GPUFeatureName[], label: 'rankmesh' })
+    .catch((cause: unknown) => {
+      const message = cause instanceof Error ? cause.message : String(cause)
+      throw new BackendUnavailableError(`The adapter ${name} gave no device: ${message}`, { cause })
+    })
+  return new Gpu(device, { adapter: name, software, features }, platform, {
     owned: true,
     keepAlive: { instance, adapter },
   })

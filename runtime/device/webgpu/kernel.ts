@@ -23,6 +23,8 @@ export class KernelRegistry {
   readonly #kernels = new Map<string, Kernel>()
   readonly #modules = new Map<string, GPUShaderModule>()
   readonly #layouts = new Map<string, GPUBindGroupLayout>()
+  /** Called with the device's answer when it refuses a kernel. */
+  onError: (message: string) => void = () => {}
 
   constructor(device: GPUDevice) {
     this.#device = device
@@ -33,6 +35,7 @@ export class KernelRegistry {
     const known = this.#kernels.get(label)
     if (known) return known
     const access = accessOf(variant.name)
+    this.#device.pushErrorScope('validation')
     const layout = this.#layout(access)
     const constants: Record<string, number> = {}
     for (const [key, value] of Object.entries(variant.constants ?? {})) constants[key] = Number(value)
@@ -41,6 +44,10 @@ export class KernelRegistry {
       layout: this.#device.createPipelineLayout({ bindGroupLayouts: [layout] }),
       compute: { module: this.#module(variant), entryPoint: 'main', constants },
     })
+    this.#device.popErrorScope().then(
+      (error) => error && this.onError(`${label}: ${error.message}`),
+      () => {}, // the device is lost, which is told elsewhere
+    )
     const kernel: Kernel = { id: this.#kernels.size, label, access, layout, pipeline }
     this.#kernels.set(label, kernel)
     return kernel

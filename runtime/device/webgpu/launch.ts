@@ -3,6 +3,7 @@ import { type DType, dtypeSize } from '../../core/dtype.ts'
 import { DTypeError } from '../../core/errors.ts'
 import type { Tensor } from '../../core/tensor.ts'
 import type { Command, Range } from './commands.ts'
+import { span } from './encoder.ts'
 import type { Gpu } from './gpu.ts'
 import type { Variant } from './kernel.ts'
 import { type GpuStorage, gpuStorage } from './pool.ts'
@@ -72,8 +73,8 @@ export function grid(count: number): [number, number] {
 }
 
 /**
- * Records one dispatch. WebGPU forbids a buffer to be read and written by one dispatch, even in different places: an operand that is
- * read from a buffer that is also written is read from a copy.
+ * Records one dispatch. WebGPU forbids a buffer to be read and written by one dispatch, even in different places, and to be written through
+ * two bindings that overlap: such an operand is replaced by a copy.
  */
 export function dispatch(
   sink: Sink,
@@ -84,19 +85,31 @@ export function dispatch(
   own = 0,
 ): void {
   const kernel = sink.gpu.kernels.get(variant)
-  const written = operands.filter((_, i) => kernel.access[i] === 'w').map((range) => range.buffer)
-  const clash = operands.findIndex((range, i) => kernel.access[i] === 'r' && written.includes(range.buffer))
-  if (clash >= 0) {
-    const from = operands[clash] as Range
-    const shift = from.offset & 3
-    withScratch(sink.gpu, from.byteLength + shift, (to) => {
-      sink.record({ kind: 'copy', from: { ...from, offset: from.offset - shift, byteLength: from.byteLength + shift }, to })
-      const moved = { buffer: to.buffer, offset: to.offset + shift, byteLength: from.byteLength }
-      dispatch(sink, variant, operands.with(clash, moved), params, groups, own)
-    })
+  const clash = operands.findIndex((_, i) => clashes(operands, kernel.access, i))
+  if (clash < 0) {
+    sink.record({ kind: 'dispatch', kernel, operands, params, own, grid: groups })
     return
   }
-  sink.record({ kind: 'dispatch', kernel, operands, params, own, grid: groups })
+  const given = operands[clash] as Range
+  const shift = given.offset & 3
+  withScratch(sink.gpu, given.byteLength + shift, (to) => {
+    sink.record({ kind: 'copy', from: { ...given, offset: given.offset - shift, byteLength: given.byteLength + shift }, to })
+    const moved = { buffer: to.buffer, offset: to.offset + shift, byteLength: given.byteLength }
+    dispatch(sink, variant, operands.with(clash, moved), params, groups, own)
+    if (kernel.access[clash] === 'w') copyBytes(sink, moved, given, given.byteLength)
+  })
+}
+
+/** True if operand `at` may not be bound as it is, beside the written ones (of these: the ones before it). */
+function clashes(operands: readonly Range[], access: string, at: number): boolean {
+  const own = operands[at] as Range
+  const isRead = access[at] === 'r'
+  return operands.some((other, i) => {
+    if (i === at || access[i] !== 'w' || other.buffer !== own.buffer) return false
+    if (isRead) return true
+    const [a, b] = [span(own), span(other)]
+    return i < at && a.offset < b.offset + b.size && b.offset < a.offset + a.size
+  })
 }
 
 /** A grid of byte runs: dst[b][a] = src[a][b], `width` bytes each, at the given strides. */
@@ -115,11 +128,14 @@ export function copyRuns(sink: Sink, from: Range, to: Range, runs: Runs): void {
   const { a, b, width, srcA, srcB, dstA, dstB } = runs
   if (a === 0 || b === 0 || width === 0) return
   const region = (b - 1) * dstB + (a - 1) * dstA + width
-  const words = [from.offset, to.offset, width, srcA, srcB, dstA, dstB].every((n) => n % 4 === 0)
-  const workgroup = sink.gpu.tuning.flat
-  const count = Math.ceil((region + (to.offset & 3)) / 4)
-  const variant: Variant = { name: 'copy', constants: { WG: workgroup, WORDS: words } }
-  dispatch(sink, variant, [from, { ...to, byteLength: region }], [a, b, width, srcA, srcB, dstA, dstB], grid(Math.ceil(count / workgroup)))
+  const numbers = [from.offset, to.offset, width, srcA, srcB, dstA, dstB]
+  const unit = [16, 4].find((bytes) => numbers.every((n) => n % bytes === 0)) ?? 1
+  const constants = { WG: sink.gpu.tuning.flat, MANY_A: a > 1, MANY_B: b > 1 }
+  const variant: Variant =
+    unit === 1 ? { name: 'copy_bytes', constants } : { name: 'copy', element: unit === 16 ? 'u32' : 'u32x1', constants }
+  const count = unit === 1 ? Math.ceil((region + (to.offset & 3)) / 4) : region / unit
+  const params = [a, b, width / unit, srcA / unit, srcB / unit, dstA / unit, dstB / unit]
+  dispatch(sink, variant, [from, { ...to, byteLength: region }], params, grid(Math.ceil(count / constants.WG)))
 }
 
 /** Copies `byteLength` bytes; whole words by the device's own copy, others by the kernel. */
@@ -183,9 +199,12 @@ export function withQuads(sink: Sink, operands: readonly Operand[], scalar: bool
     }
     return target
   })
-  body(ranges)
-  for (const step of after) step()
-  for (const storage of scratch) storage.release()
+  try {
+    body(ranges)
+    for (const step of after) step()
+  } finally {
+    for (const storage of scratch) storage.release()
+  }
 }
 
 /** An operand for a whole tensor. */

@@ -4,13 +4,14 @@ import { checkInteger, DTypeError, invalidArgument, ShapeError } from '../../cor
 import { formatShape, type Shape, sameShape, sizeOf } from '../../core/shape.ts'
 import { Tensor } from '../../core/tensor.ts'
 import type { Attention, RopeAppend } from '../device.ts'
+import { checkCache, checkEps, checkHeads, expectDims, expectDType, expectShape, lastDim } from './checks.ts'
 import type { WebGpuDevice } from './device.ts'
-import { castRange, copyBytes, dispatch, elementType, f32, floatType, grid, operand, rangeOf, withQuads } from './launch.ts'
+import { castRange, copyBytes, dispatch, elementType, f32, floatType, grid, operand, rangeOf, storageOf, withQuads } from './launch.ts'
 import { writableStorage } from './pool.ts'
 import type { Prelude } from './shaders.ts'
 
-/** From how many tokens on a product takes the blocked kernel. */
-const MATMUL_TOKENS = 5
+/** From how many tokens on a product is tiled, where the adapter suits that. */
+const TILED_TOKENS = 5
 /** Widest attention head: 64 quads. */
 const MAX_HEAD = 256
 
@@ -25,9 +26,9 @@ export function embedding(
   expectDims(table, 2, 'table')
   checkInteger('first', first, 0, 2 ** 32 - 1)
   const weight = floatType(table.dtype, 'table')
+  const element = floatType(out?.dtype ?? dtype, 'the embedding')
   const [tokens, n] = [ids.size, table.shape[1] as number]
-  const y = result(device, out, [tokens, n], out?.dtype ?? dtype)
-  const element = floatType(y.dtype, 'the embedding')
+  const y = result(device, [ids, table], out, [tokens, n], out?.dtype ?? dtype)
   if (y.size === 0) return y
   const scalar = n % 4 !== 0
   const { sink, gpu } = device
@@ -64,30 +65,30 @@ export function matmul(
   }
   const element = floatType(x.dtype, 'x')
   const weight = floatType(w.dtype, 'w')
-  const y = result(device, out, [tokens, outs], 'float32')
-  expectDType(y, 'float32', 'out')
-  if (y.size === 0) return y
   if (k === 0) throw new ShapeError('Expected at least one column in x and w but received 0')
+  const y = result(device, bias ? [x, w, bias] : [x, w], out, [tokens, outs], 'float32')
+  if (y.size === 0) return y
   const scalar = k % 4 !== 0
   const { sink, gpu } = device
-  const { flat, matvecLanes, tiled } = gpu.tuning
+  const { row, matvecLanes, tiled } = gpu.tuning
   withQuads(sink, [operand(gpu, x, 'r'), operand(gpu, w, 'r')], scalar, ([xs, ws]) => {
     const types = { element: form(element, scalar), weight: scalar ? ('f32x1' as const) : weight }
     const operands = [xs!, ws!, bias ? rangeOf(gpu, bias) : xs!, rangeOf(gpu, y)]
     const params = [tokens, outs, scalar ? k : k / 4]
     const HAS_BIAS = bias !== undefined
-    if (tokens < MATMUL_TOKENS) {
-      const constants = { WG: flat, LANES_PER_ROW: matvecLanes, HAS_BIAS }
-      dispatch(sink, { name: 'matvec', ...types, constants }, operands, params, [Math.ceil(outs / (flat / matvecLanes)), tokens])
-    } else if (tiled) {
+    if (!tiled) {
+      const TOKENS = tokens === 1 ? 1 : tokens <= 4 ? 4 : 8
+      dispatch(sink, { name: 'matmul', ...types, constants: { WG: 16, TOKENS, HAS_BIAS } }, operands, params, [
+        Math.ceil(outs / 64),
+        Math.ceil(tokens / TOKENS),
+      ])
+    } else if (tokens < TILED_TOKENS) {
+      const constants = { WG: row, LANES_PER_ROW: matvecLanes, HAS_BIAS }
+      dispatch(sink, { name: 'matvec', ...types, constants }, operands, params, [Math.ceil(outs / (row / matvecLanes)), tokens])
+    } else {
       dispatch(sink, { name: 'matmul_tiled', ...types, constants: { HAS_BIAS } }, operands, params, [
         Math.ceil(outs / 64),
         Math.ceil(tokens / 64),
-      ])
-    } else {
-      dispatch(sink, { name: 'matmul', ...types, constants: { WG: 16, HAS_BIAS } }, operands, params, [
-        Math.ceil(outs / 64),
-        Math.ceil(tokens / 8),
       ])
     }
   })
@@ -105,7 +106,8 @@ export function ropeAppend(device: WebGpuDevice, x: Tensor, options: RopeAppend)
     throw new ShapeError(`Expected a table of [at least ${start + tokens}, ${dim / 2}, 2] but received ${formatShape(table.shape)}`)
   }
   for (const [name, tensor] of Object.entries({ x, table, keys, values })) expectDType(tensor, 'float32', name)
-  const y = result(device, out, [tokens, heads * dim], 'float32')
+  for (const cache of [keys, values]) writableStorage(device.gpu.pool, cache.storage)
+  const y = result(device, [x, table], out, [tokens, heads * dim], 'float32')
   if (tokens === 0) return y
   const { sink, gpu } = device
   const WG = gpu.tuning.flat
@@ -116,22 +118,23 @@ export function ropeAppend(device: WebGpuDevice, x: Tensor, options: RopeAppend)
 }
 
 export function attention(device: WebGpuDevice, q: Tensor, options: Attention): Tensor {
-  const { keys, values, heads, kvHeads, dim, start, window = 0, out } = options
+  const { keys, values, heads, kvHeads, dim, start, window = 0, scale = 1 / Math.sqrt(dim), out } = options
   checkHeads(heads, kvHeads, dim)
   if (dim % 4 !== 0 || dim > MAX_HEAD)
     throw new ShapeError(`Expected a head size that is a multiple of 4 up to ${MAX_HEAD} but received ${dim}`)
-  checkInteger('window', window, 0)
+  checkInteger('window', window, 0, 2 ** 32 - 1)
+  if (!Number.isFinite(scale)) throw invalidArgument('scale', 'a finite number', scale)
   expectDims(q, 2, 'q')
   const tokens = q.shape[0] as number
   expectShape(q, [tokens, heads * dim], 'q')
   checkCache(keys, values, kvHeads, dim, start, tokens)
   for (const [name, tensor] of Object.entries({ q, keys, values })) expectDType(tensor, 'float32', name)
-  const y = result(device, out, [tokens, heads * dim], 'float32')
+  const y = result(device, [q, keys, values], out, [tokens, heads * dim], 'float32')
   if (tokens === 0) return y
   const { sink, gpu } = device
   const operands = [operand(gpu, q, 'r'), operand(gpu, keys, 'r'), operand(gpu, values, 'r'), operand(gpu, y, 'w')] as const
   withQuads(sink, operands, false, (ranges) => {
-    const params = [tokens, heads, kvHeads, dim / 4, start, window, f32(options.scale ?? 1 / Math.sqrt(dim))]
+    const params = [tokens, heads, kvHeads, dim / 4, start, window, f32(scale)]
     dispatch(sink, { name: 'attention', constants: { WG: gpu.tuning.attention } }, ranges, params, grid(tokens * heads))
   })
   return y
@@ -142,7 +145,8 @@ export function siluMul(device: WebGpuDevice, x: Tensor, { out }: { out?: Tensor
   const [rows, both] = x.shape as [number, number]
   if (both % 2 !== 0) throw new ShapeError(`Expected x [rows, 2n], gate beside up, but received ${formatShape(x.shape)}`)
   const n = both / 2
-  const y = result(device, out, [rows, n], x.dtype)
+  floatType(x.dtype, 'x')
+  const y = result(device, [x], out, [rows, n], x.dtype)
   rowKernel(device, 'silu_mul', [x], y, n, (quads) => ({ params: [rows, quads], flat: rows * quads }))
   return y
 }
@@ -157,7 +161,8 @@ export function rmsNorm(
   expectShape(weight, [n], 'weight')
   expectDType(weight, x.dtype, 'weight')
   checkEps(eps)
-  const y = result(device, out, x.shape, x.dtype)
+  floatType(x.dtype, 'x')
+  const y = result(device, [x, weight], out, x.shape, x.dtype)
   const rows = n === 0 ? 0 : x.size / n
   rowKernel(device, 'rms_norm', [x, weight], y, n, (quads) => ({
     params: [rows, quads, n, f32(eps)],
@@ -171,7 +176,7 @@ export function add(device: WebGpuDevice, a: Tensor, b: Tensor, { out }: { out?:
   expectShape(b, a.shape, 'b')
   expectDType(b, a.dtype, 'b')
   const element = elementType(a.dtype, 'a')
-  const y = result(device, out, a.shape, a.dtype)
+  const y = result(device, [a, b], out, a.shape, a.dtype)
   if (y.size === 0) return y
   const { sink, gpu } = device
   const WG = gpu.tuning.flat
@@ -185,7 +190,7 @@ export function add(device: WebGpuDevice, a: Tensor, b: Tensor, { out }: { out?:
 export function softmax(device: WebGpuDevice, x: Tensor, { out }: { out?: Tensor } = {}): Tensor {
   expectDType(x, 'float32', 'x')
   const n = lastDim(x, 'x')
-  const y = result(device, out, x.shape, 'float32')
+  const y = result(device, [x], out, x.shape, 'float32')
   if (y.size === 0) return y
   const rows = x.size / n
   const { sink, gpu } = device
@@ -196,9 +201,10 @@ export function softmax(device: WebGpuDevice, x: Tensor, { out }: { out?: Tensor
 export function topK(device: WebGpuDevice, x: Tensor, k: number, outIndices?: Tensor): { values: Tensor; indices: Tensor } {
   expectDType(x, 'float32', 'x')
   const n = lastDim(x, 'x')
+  if (n === 0) throw new ShapeError(`Expected at least one value in each row of x but received ${formatShape(x.shape)}`)
   checkInteger('k', k, 1, n)
   const shape = [...x.shape.slice(0, -1), k]
-  const indices = result(device, outIndices, shape, 'uint32')
+  const indices = result(device, [x], outIndices, shape, 'uint32')
   const values = Tensor.empty(shape, { device })
   const rows = x.size / n
   const { sink, gpu } = device
@@ -212,7 +218,7 @@ export function topK(device: WebGpuDevice, x: Tensor, k: number, outIndices?: Te
 export function cast(device: WebGpuDevice, x: Tensor, dtype: DType, { out }: { out?: Tensor } = {}): Tensor {
   const weight = floatType(x.dtype, 'x')
   const element = floatType(dtype, 'the result of cast')
-  const y = result(device, out, x.shape, dtype)
+  const y = result(device, [x], out, x.shape, dtype)
   if (y.size === 0) return y
   const { sink, gpu } = device
   withQuads(sink, [operand(gpu, x, 'r'), operand(gpu, y, 'w')], false, ([from, to]) => castRange(sink, from!, weight, to!, element, x.size))
@@ -223,6 +229,8 @@ export function copy(device: WebGpuDevice, from: Tensor, to: Tensor): void {
   expectDType(to, from.dtype, 'to')
   if (from.size !== to.size) throw new ShapeError(`Expected ${from.size} elements for to but received ${formatShape(to.shape)}`)
   const { sink, gpu } = device
+  checkUsable(device, [from])
+  writableStorage(gpu.pool, to.storage)
   copyBytes(sink, rangeOf(gpu, from), rangeOf(gpu, to), from.byteLength)
 }
 
@@ -253,8 +261,9 @@ export function form(element: 'f32' | 'bf16' | 'f16' | Prelude, scalar: boolean)
   return scalar ? (`${element}x1` as Prelude) : element
 }
 
-/** `out` where it fits, else a new tensor. */
-function result(device: WebGpuDevice, out: Tensor | undefined, shape: Shape, dtype: DType): Tensor {
+/** `out` where it fits, else a new tensor. The last check of an operation: behind it nothing fails, so nothing is queued in vain. */
+function result(device: WebGpuDevice, operands: readonly Tensor[], out: Tensor | undefined, shape: Shape, dtype: DType): Tensor {
+  checkUsable(device, operands)
   if (!out) return new Tensor(device, device.allocate(sizeOf(shape) * dtypeSize(dtype)), shape, dtype)
   expectShape(out, shape, 'out')
   expectDType(out, dtype, 'out')
@@ -262,45 +271,8 @@ function result(device: WebGpuDevice, out: Tensor | undefined, shape: Shape, dty
   return out
 }
 
-function checkHeads(heads: number, kvHeads: number, dim: number): void {
-  checkInteger('heads', heads, 1)
-  checkInteger('kvHeads', kvHeads, 1)
-  if (heads % kvHeads !== 0) throw invalidArgument('heads', `a multiple of kvHeads (${kvHeads})`, heads)
-  if (!Number.isInteger(dim) || dim < 2 || dim % 2 !== 0) throw invalidArgument('dim', 'an even integer of at least 2', dim)
-}
-
-function checkCache(keys: Tensor, values: Tensor, kvHeads: number, dim: number, start: number, tokens: number): void {
-  checkInteger('start', start, 0)
-  expectDims(keys, 2, 'keys')
-  const capacity = keys.shape[0] as number
-  expectShape(keys, [capacity, kvHeads * dim], 'keys')
-  expectShape(values, [capacity, kvHeads * dim], 'values')
-  if (start + tokens > capacity) {
-    throw new ShapeError(`Expected a cache of at least ${start + tokens} rows but received ${capacity}; make it longer or end the sequence`)
-  }
-}
-
-export function checkEps(eps: number): void {
-  if (!(eps >= 0 && Number.isFinite(eps))) throw invalidArgument('eps', 'a finite number of at least 0', eps)
-}
-
-function lastDim(x: Tensor, name: string): number {
-  const n = x.shape.at(-1)
-  if (n === undefined) throw new ShapeError(`Expected at least one dimension for ${name} but received a scalar`)
-  return n
-}
-
-function expectDims(tensor: Tensor, dims: number, name: string): void {
-  if (tensor.shape.length !== dims)
-    throw new ShapeError(`Expected ${dims} dimensions for ${name} but received ${formatShape(tensor.shape)}`)
-}
-
-export function expectShape(tensor: Tensor, shape: Shape, name: string): void {
-  if (!sameShape(tensor.shape, shape)) {
-    throw new ShapeError(`Expected shape ${formatShape(shape)} for ${name} but received ${formatShape(tensor.shape)}`)
-  }
-}
-
-export function expectDType(tensor: Tensor, dtype: DType, name: string): void {
-  if (tensor.dtype !== dtype) throw new DTypeError(`Expected ${dtype} for ${name} but received ${tensor.dtype}; cast it first`)
+/** @throws ERR_DEVICE for a tensor that was disposed or is elsewhere, and on a device that is no more. */
+function checkUsable({ gpu }: WebGpuDevice, operands: readonly Tensor[]): void {
+  if (gpu.failure) throw gpu.failure
+  for (const tensor of operands) storageOf(gpu, tensor)
 }

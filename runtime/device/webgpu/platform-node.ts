@@ -1,38 +1,43 @@
 // The WebGPU platform of Node: npm `webgpu` (Dawn) on the system's GPU, else on the software Vulkan that @sparticuz/chromium carries.
 import { BackendUnavailableError, describe } from '../../core/errors.ts'
 import type { AdapterChoice, FoundAdapter, Platform } from './platform.ts'
-import { loadVulkan, useSoftwareVulkan } from './software-vulkan.ts'
+import { loadVulkan, withSoftwareVulkan } from './software-vulkan.ts'
 
 type Dawn = { create(options: string[]): GPU; globals: Record<string, unknown> }
 
+/** The search that is under way. One at a time: an environment variable chooses the software driver. */
+let search: Promise<unknown> = Promise.resolve()
+
 export const platform: Platform = {
-  async findAdapter(choice: AdapterChoice): Promise<FoundAdapter> {
-    const dawn = await loadDawn()
-    const tried: string[] = []
-    if (!choice.software) {
-      const missing = loadVulkan()
-      if (missing) tried.push(`system Vulkan: ${missing}`)
-      else {
-        const found = await request(dawn, choice, tried)
-        if (found) return found
-      }
-      if (choice.adapter !== undefined) {
-        throw new BackendUnavailableError(`No WebGPU adapter matches ${describe(choice.adapter)}; tried: ${tried.join('; ')}`)
-      }
-    }
-    const missing = useSoftwareVulkan()
-    if (missing) tried.push(`software Vulkan: ${missing}`)
-    else {
-      softenPolling()
-      const found = await request(dawn, {}, tried)
-      if (found) return found
-    }
-    throw new BackendUnavailableError(
-      `No WebGPU adapter. Tried: ${tried.join('; ')}. Install a Vulkan driver, or \`npm install --save-dev @sparticuz/chromium\` for a software adapter`,
-    )
+  findAdapter(choice: AdapterChoice): Promise<FoundAdapter> {
+    const found = search.then(() => find(choice))
+    search = found.catch(() => {})
+    return found
   },
   afterTurn: (task) => void setImmediate(task),
   env: (name) => process.env[name],
+}
+
+async function find({ adapter, software = false }: AdapterChoice): Promise<FoundAdapter> {
+  const dawn = await loadDawn()
+  const tried: string[] = []
+  const system = software ? 'the software adapter was asked for' : loadVulkan()
+  if (system === undefined) {
+    const found = await request(dawn, adapter, 'system', tried)
+    if (found) return found
+  } else if (!software) tried.push(`system Vulkan: ${system}`)
+  // An index counts the system's adapters; a name may be the software one's.
+  if (typeof adapter !== 'number') {
+    const found = await withSoftwareVulkan(() => request(dawn, adapter, 'software Vulkan', tried))
+    if (typeof found === 'object' && found !== null) return found
+    if (found) tried.push(`software Vulkan: ${found}`)
+  }
+  if (adapter !== undefined) {
+    throw new BackendUnavailableError(`No WebGPU adapter matches ${describe(adapter)}; tried: ${tried.join('; ')}`)
+  }
+  throw new BackendUnavailableError(
+    `No WebGPU adapter. Tried: ${tried.join('; ')}. Install a Vulkan driver, or \`npm install --save-dev @sparticuz/chromium\` for a software adapter`,
+  )
 }
 
 async function loadDawn(): Promise<Dawn> {
@@ -46,21 +51,25 @@ async function loadDawn(): Promise<Dawn> {
   }
 }
 
-async function request(dawn: Dawn, choice: AdapterChoice, tried: string[]): Promise<FoundAdapter | null> {
-  const name = typeof choice.adapter === 'number' ? (await adapterNames(dawn))[choice.adapter] : choice.adapter
-  if (choice.adapter !== undefined && name === undefined) {
-    tried.push(`the system lists ${(await adapterNames(dawn)).length} adapters`)
+async function request(dawn: Dawn, adapter: string | number | undefined, where: string, tried: string[]): Promise<FoundAdapter | null> {
+  const name = typeof adapter === 'number' ? (await adapterNames(dawn))[adapter] : adapter
+  if (adapter !== undefined && name === undefined) {
+    tried.push(`${where}: it lists ${(await adapterNames(dawn)).length} adapters`)
     return null
   }
   // Browsers coarsen timestamps to hide what a page computes; a program that times its own kernels has nothing to hide from itself.
   const flags = ['disable-dawn-features=timestamp_quantization']
   const instance = dawn.create(name === undefined ? flags : [...flags, `adapter=${name}`])
   try {
-    const adapter = await instance.requestAdapter({ powerPreference: 'high-performance' })
-    if (adapter) return { adapter, instance, software: adapter.info.isFallbackAdapter || adapter.info.architecture === 'swiftshader' }
-    tried.push('requestAdapter gave none')
+    const found = await instance.requestAdapter({ powerPreference: 'high-performance' })
+    if (found) {
+      const software = found.info.isFallbackAdapter || found.info.architecture === 'swiftshader'
+      if (software) softenPolling()
+      return { adapter: found, instance, software }
+    }
+    tried.push(`${where}: requestAdapter gave none`)
   } catch (cause) {
-    tried.push(cause instanceof Error ? cause.message.replaceAll('\n', ' ') : String(cause))
+    tried.push(`${where}: ${cause instanceof Error ? cause.message.replaceAll('\n', ' ') : String(cause)}`)
   }
   return null
 }

@@ -5,6 +5,7 @@ import allReduceRmsNorm from '../../../shaders/all_reduce_rms_norm.wgsl'
 import attention from '../../../shaders/attention.wgsl'
 import cast from '../../../shaders/cast.wgsl'
 import copy from '../../../shaders/copy.wgsl'
+import copyBytes from '../../../shaders/copy_bytes.wgsl'
 import embedding from '../../../shaders/embedding.wgsl'
 import matmul from '../../../shaders/matmul.wgsl'
 import matmulTiled from '../../../shaders/matmul_tiled.wgsl'
@@ -18,6 +19,7 @@ import f32x1 from '../../../shaders/prelude/f32x1.wgsl'
 import i32 from '../../../shaders/prelude/i32.wgsl'
 import rank from '../../../shaders/prelude/rank.wgsl'
 import u32 from '../../../shaders/prelude/u32.wgsl'
+import u32x1 from '../../../shaders/prelude/u32x1.wgsl'
 import weightBf16 from '../../../shaders/prelude/weight_bf16.wgsl'
 import weightF16 from '../../../shaders/prelude/weight_f16.wgsl'
 import weightF32 from '../../../shaders/prelude/weight_f32.wgsl'
@@ -31,10 +33,10 @@ import softmax from '../../../shaders/softmax.wgsl'
 import topK from '../../../shaders/top_k.wgsl'
 
 /** Element types a kernel can be built for; `x1` are the forms for rows whose length is no multiple of four. */
-export type Prelude = 'f32' | 'f32x1' | 'bf16' | 'bf16x1' | 'f16' | 'f16x1' | 'i32' | 'u32'
+export type Prelude = 'f32' | 'f32x1' | 'bf16' | 'bf16x1' | 'f16' | 'f16x1' | 'i32' | 'u32' | 'u32x1'
 export type WeightPrelude = 'f32' | 'f32x1' | 'bf16' | 'f16' | 'i32' | 'u32'
 
-const PRELUDES: Record<Prelude, string> = { f32, f32x1, bf16, bf16x1, f16, f16x1, i32, u32 }
+const PRELUDES: Record<Prelude, string> = { f32, f32x1, bf16, bf16x1, f16, f16x1, i32, u32, u32x1 }
 const WEIGHT_PRELUDES: Record<WeightPrelude, string> = {
   f32: weightF32,
   f32x1: weightF32x1,
@@ -57,6 +59,7 @@ export type KernelName =
   | 'attention'
   | 'cast'
   | 'copy'
+  | 'copy_bytes'
   | 'embedding'
   | 'matmul'
   | 'matmul_tiled'
@@ -74,6 +77,7 @@ const SOURCES: Record<KernelName, Source> = {
   attention: { text: attention, access: 'rrrw' },
   cast: { text: cast, access: 'rw' },
   copy: { text: copy, access: 'rw' },
+  copy_bytes: { text: copyBytes, access: 'rw' },
   embedding: { text: embedding, access: 'rrw' },
   matmul: { text: matmul, access: 'rrrw' },
   matmul_tiled: { text: matmulTiled, access: 'rrrw' },

@@ -7,23 +7,36 @@ import { brotliDecompressSync } from 'node:zlib'
 
 const RTLD_NODELETE = 0x1000 // keeps the library mapped although it is no addon and Node closes it again
 
+let system: { missing: string | undefined } | undefined
+
 /** Why the system has no Vulkan library, or undefined where it has one (or where WebGPU does not stand on Vulkan). */
 export function loadVulkan(): string | undefined {
   if (process.platform !== 'linux') return undefined
-  const message = open('libvulkan.so.1')
-  return message.includes('cannot open shared object file') ? 'libvulkan.so.1 is not installed' : undefined
+  // Asked once, before the software driver's own library is there to be taken for the system's.
+  system ??= { missing: open('libvulkan.so.1').includes('cannot open shared object file') ? 'libvulkan.so.1 is not installed' : undefined }
+  return system.missing
 }
 
-/** Loads the software driver. Must run before Dawn first asks for an adapter. Returns why it cannot, or undefined. */
-export function useSoftwareVulkan(): string | undefined {
+/**
+ * Runs `use` while Vulkan has the software driver and no other; returns what it gives, or why there is no software driver. Where the system
+ * has a Vulkan of its own, that is back afterwards.
+ */
+export async function withSoftwareVulkan<T>(use: () => Promise<T>): Promise<T | string> {
   if (process.platform !== 'linux' || process.arch !== 'x64') return `none is packaged for ${process.platform} ${process.arch}`
+  const isOnly = loadVulkan() !== undefined
+  const before = process.env.VK_ICD_FILENAMES
   try {
     const folder = unpacked()
     open(join(folder, 'libvulkan.so.1'))
     process.env.VK_ICD_FILENAMES = join(folder, 'vk_swiftshader_icd.json')
-    return undefined
   } catch (error) {
-    return error instanceof Error ? error.message.split('\n')[0] : String(error)
+    return (error instanceof Error ? error.message.split('\n')[0] : undefined) ?? String(error)
+  }
+  try {
+    return await use()
+  } finally {
+    if (!isOnly && before === undefined) delete process.env.VK_ICD_FILENAMES
+    else if (!isOnly) process.env.VK_ICD_FILENAMES = before
   }
 }
 

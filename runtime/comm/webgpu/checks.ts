@@ -1,0 +1,83 @@
+// What a rank's own arguments must be, and how a call is written down for comparison with the other ranks' calls.
+import { isFloat } from '../../core/dtype.ts'
+import { ArgumentError, DeviceError, DTypeError, describe, invalidArgument, ShapeError } from '../../core/errors.ts'
+import { formatShape, resolveDim, type Shape } from '../../core/shape.ts'
+import { Tensor } from '../../core/tensor.ts'
+import { sameMemory, type WebGpuDevice } from '../../device/webgpu/device.ts'
+import { elementType, floatType, type Operand } from '../../device/webgpu/launch.ts'
+import { checkEps, expectDType, expectShape } from '../../device/webgpu/ops.ts'
+import { writableStorage } from '../../device/webgpu/pool.ts'
+import { type FusedNorm, REDUCE_OPS, type ReduceOp } from '../device-comm.ts'
+
+/** Never throws, whatever was given: what is wrong with it is for the checks to say. */
+export function describeTensor(x: unknown): string {
+  return x instanceof Tensor ? `${formatShape(x.shape)} ${x.dtype}` : describe(x)
+}
+
+export function describeShape(shape: unknown): string {
+  return Array.isArray(shape) ? formatShape(shape) : describe(shape)
+}
+
+/** A tensor on this rank's device, undisposed. */
+export function checkHere(device: WebGpuDevice, tensor: Tensor, name: string): void {
+  if (device.failure) throw device.failure
+  if (!(tensor instanceof Tensor)) throw invalidArgument(name, 'a Tensor', tensor)
+  if (!sameMemory(tensor.device, device)) {
+    throw new DeviceError(`Expected ${name} on ${device.name} but it is on ${tensor.device.name}; move it with tensor.to(device)`)
+  }
+  void tensor.storage // throws where it was disposed
+}
+
+export function checkWritten(device: WebGpuDevice, tensor: Tensor, like: Tensor, dtype: Tensor['dtype'], name: string): void {
+  checkHere(device, tensor, name)
+  expectShape(tensor, like.shape, name)
+  expectDType(tensor, dtype, name)
+  writableStorage(device.gpu.pool, tensor.storage)
+}
+
+export function checkReduced(device: WebGpuDevice, x: Tensor, op: ReduceOp): void {
+  checkHere(device, x, 'x')
+  if (!REDUCE_OPS.includes(op)) throw invalidArgument('op', REDUCE_OPS.join(', '), op)
+  elementType(x.dtype, 'x')
+  if (op === 'avg' && !isFloat(x.dtype)) throw new DTypeError(`Expected a float dtype for avg but received ${x.dtype}; use sum`)
+}
+
+export function checkMoved(device: WebGpuDevice, x: Tensor, dim: number): void {
+  checkHere(device, x, 'x')
+  resolveDim(dim, x.shape.length)
+}
+
+export function checkParts(shape: Shape, dim: number, size: number): void {
+  if ((shape[resolveDim(dim, shape.length)] as number) % size !== 0) {
+    throw new ShapeError(`Expected dimension ${dim} of ${formatShape(shape)} to be a multiple of the group's ${size} ranks; pad it`)
+  }
+}
+
+export function checkFused(device: WebGpuDevice, { x, residual, weight, bias, out }: FusedNorm, eps: number): void {
+  checkHere(device, x, 'x')
+  const n = x.shape.at(-1)
+  if (n === undefined) throw new ShapeError('Expected at least one dimension for x but received a scalar')
+  floatType(x.dtype, 'x')
+  checkHere(device, residual, 'residual')
+  floatType(residual.dtype, 'residual')
+  checkWritten(device, residual, x, residual.dtype, 'residual')
+  for (const [name, tensor] of [
+    ['weight', weight],
+    ['bias', bias],
+  ] as const) {
+    if (name === 'bias' && tensor === undefined) continue
+    checkHere(device, tensor as Tensor, name)
+    expectShape(tensor as Tensor, [n], name)
+    expectDType(tensor as Tensor, residual.dtype, name)
+  }
+  if (out !== undefined) checkWritten(device, out, x, residual.dtype, 'out')
+  checkEps(eps)
+}
+
+/** Two operands that one kernel writes may not share bytes. */
+export function checkApart(a: Operand, b: Operand, names: string): void {
+  const [p, q] = [a.range, b.range]
+  if (p.buffer === q.buffer && p.offset < q.offset + q.byteLength && q.offset < p.offset + p.byteLength) {
+    throw new ArgumentError(`Expected ${names} to be different memory but they overlap; give each a tensor of its own`)
+  }
+}

@@ -1,0 +1,31 @@
+// Scope: the memory that one collective takes on its way, given back however it ends.
+
+export class Scope {
+  readonly #scratch: { release(): void }[] = []
+  readonly #results: Disposable[] = []
+
+  /** Memory for as long as the collective runs. */
+  scratch<T extends { release(): void }>(storage: T): T {
+    this.#scratch.push(storage)
+    return storage
+  }
+
+  /** What the ranks will get: theirs when the collective succeeds, given back when it fails. */
+  result<T extends Disposable>(tensor: T): T {
+    this.#results.push(tensor)
+    return tensor
+  }
+
+  /** Runs `body` with a scope of its own. */
+  static async run<R>(body: (scope: Scope) => Promise<R>): Promise<R> {
+    const scope = new Scope()
+    try {
+      return await body(scope)
+    } catch (error) {
+      for (const tensor of scope.#results) tensor[Symbol.dispose]()
+      throw error
+    } finally {
+      for (const storage of scope.#scratch) storage.release()
+    }
+  }
+}
