@@ -3,6 +3,7 @@ import { invalidArgument } from '../core/errors.ts'
 import type { Device } from '../device/device.ts'
 import { openDevice } from '../device/open.ts'
 import { WebGpuDevice } from '../device/webgpu/device.ts'
+import type { Gpu } from '../device/webgpu/gpu.ts'
 
 export interface Placed {
   /** One device a rank; ranks on one device have views of it. */
@@ -10,6 +11,9 @@ export interface Placed {
   /** Gives back what was opened here; devices the program brought stay open. */
   dispose(): void
 }
+
+/** Views that no program uses any more, by GPU: each holds a queue of its device, so that they are used again rather than made anew. */
+const idle = new WeakMap<Gpu, WebGpuDevice[]>()
 
 /** Ranks in contiguous blocks over the devices: with 4 ranks and 2 devices, ranks 0 and 1 share the first. */
 export function blockOf(rank: number, ranks: number, devices: number): number {
@@ -40,7 +44,16 @@ export async function place(ranks: number, devices: readonly (string | Device)[]
   }
   const placed = Array.from({ length: ranks }, (_, rank) => {
     const choice = devices[blockOf(rank, ranks, devices.length)] as string | WebGpuDevice
-    return ((typeof choice === 'string' ? opened.get(choice) : choice) as WebGpuDevice).view()
+    const device = (typeof choice === 'string' ? opened.get(choice) : choice) as WebGpuDevice
+    return idle.get(device.gpu)?.pop() ?? device.view()
   })
-  return { devices: placed, dispose }
+  const giveBack = (): void => {
+    for (const view of placed) {
+      const views = idle.get(view.gpu)
+      if (views) views.push(view)
+      else idle.set(view.gpu, [view])
+    }
+    dispose()
+  }
+  return { devices: placed, dispose: giveBack }
 }

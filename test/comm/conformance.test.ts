@@ -31,7 +31,10 @@ const KINDS: GroupKind[] = [
     name: 'webgpu, ranks interleaved over two devices',
     devices,
     live,
-    place: (ranks) => (ranks < 3 || ranks > 16 ? 'needs 3 to 16 ranks' : Array.from({ length: ranks }, (_, rank) => rank % 2)),
+    place(ranks) {
+      if (ranks < 3 || ranks > 16) return 'needs 3 to 16 ranks'
+      return Array.from({ length: ranks }, (_, rank) => (ranks <= 4 ? rank % 2 : Number(rank % 3 > 0))) // with more, no even steps
+    },
   },
 ]
 

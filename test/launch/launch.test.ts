@@ -139,6 +139,14 @@ describe('devices', () => {
     expect(a.failure).toBeNull()
   })
 
+  it('brought by the program they carry no more queues after many programs than after one', async () => {
+    const program = (): Promise<unknown> => launch({ ranks: 4, device: a }, ({ comm }) => comm.barrier())
+    await program()
+    const before = a.view().lane
+    for (let i = 0; i < 10; i++) await program()
+    expect(a.view().lane).toBe(before + 1)
+  })
+
   it('one that cannot be opened: those opened before are disposed', async () => {
     expect((await errorOf(launch({ ranks: 2, devices: ['webgpu', 'webgpu:999'] }, () => {}))).code).toBe('ERR_BACKEND_UNAVAILABLE')
   })

@@ -2,22 +2,14 @@
 import { type DType, dtypeSize } from '../../core/dtype.ts'
 import type { Range } from '../../device/webgpu/commands.ts'
 import type { Variant } from '../../device/webgpu/kernel.ts'
-import {
-  castRange,
-  copyBytes,
-  dispatch,
-  elementType,
-  f32,
-  floatType,
-  grid,
-  type Operand,
-  type Sink,
-  withQuads,
-} from '../../device/webgpu/launch.ts'
+import { castRange, dispatch, elementType, f32, floatType, grid, type Operand, type Sink, withQuads } from '../../device/webgpu/launch.ts'
 import { form } from '../../device/webgpu/ops.ts'
 import { REDUCE_OPS, type ReduceOp } from '../device-comm.ts'
 import { type Cluster, emptySlices, type Slices, sliceAt } from './clusters.ts'
 import type { Scope } from './scope.ts'
+
+/** Partials up to which the fused kernel is built for their number. */
+const UNROLLED = 8
 
 /** y = op over slices of x, elementwise; avg divides by `divisor`. */
 export function reduceSlices({ sink }: Cluster, x: Slices, y: Operand, op: ReduceOp, divisor: number): void {
@@ -89,26 +81,17 @@ export function fusedNorm(
   const element = floatType(residual.dtype, 'residual')
   const partials = scalar && x.dtype !== 'float32' ? widen(scope, cluster, x, rows * n) : x
   const unit = scalar ? 4 : 4 * dtypeSize(partials.dtype)
-  const target = apart(scope, cluster, out, residual)
-  withQuads(sink, [residual, weight, bias ?? weight, target], scalar, ([r, w, b, y]) => {
+  withQuads(sink, [residual, weight, bias ?? weight, out], scalar, ([r, w, b, y]) => {
     const WG = sink.gpu.tuning.row
     const variant = {
       name: 'all_reduce_rms_norm' as const,
       element: form(element, scalar),
       weight: scalar ? ('f32x1' as const) : floatType(partials.dtype, 'x'),
-      constants: { WG, ZERO_CENTERED: zeroCentered, HAS_BIAS: bias !== null },
+      constants: { WG, ZERO_CENTERED: zeroCentered, HAS_BIAS: bias !== null, RANKS: partials.count <= UNROLLED ? partials.count : 0 },
     }
     const params = [rows, scalar ? n : n / 4, n, f32(eps), partials.pitch / unit, partials.count]
     dispatch(sink, variant, [partials.range, r!, w!, b!, y!], params, grid(rows))
   })
-  if (target !== out) copyBytes(sink, target.range, out.range, out.range.byteLength)
-}
-
-/** `out`, or a stand-in where it lies in one buffer with `other`: bindings that a dispatch writes may not overlap, and they are wider than their operands. */
-function apart(scope: Scope, { gpu }: Cluster, out: Operand, other: Operand): Operand {
-  if (out.range.buffer !== other.range.buffer) return out
-  const { buffer, offset } = scope.scratch(gpu.pool.allocate(out.range.byteLength))
-  return { ...out, range: { buffer, offset, byteLength: out.range.byteLength }, padded: true }
 }
 
 /** 16-bit slices as float32 slices. */

@@ -1,7 +1,7 @@
 // The compute operations of a WebGPU device: each checks its operands, then records its kernels.
 import { type DType, dtypeSize } from '../../core/dtype.ts'
-import { checkInteger, DTypeError, invalidArgument, ShapeError } from '../../core/errors.ts'
-import { formatShape, type Shape, sameShape, sizeOf } from '../../core/shape.ts'
+import { checkInteger, invalidArgument, ShapeError } from '../../core/errors.ts'
+import { formatShape, type Shape, sizeOf } from '../../core/shape.ts'
 import { Tensor } from '../../core/tensor.ts'
 import type { Attention, RopeAppend } from '../device.ts'
 import { checkCache, checkEps, checkHeads, expectDims, expectDType, expectShape, lastDim } from './checks.ts'
@@ -9,6 +9,8 @@ import type { WebGpuDevice } from './device.ts'
 import { castRange, copyBytes, dispatch, elementType, f32, floatType, grid, operand, rangeOf, storageOf, withQuads } from './launch.ts'
 import { writableStorage } from './pool.ts'
 import type { Prelude } from './shaders.ts'
+
+export { checkEps, expectDType, expectShape }
 
 /** From how many tokens on a product is tiled, where the adapter suits that. */
 const TILED_TOKENS = 5
