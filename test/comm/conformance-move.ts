@@ -115,6 +115,17 @@ function broadcastCases(group: Group, brief: boolean): void {
     })
   })
 
+  it('broadcast from every rank', async () => {
+    const parts = randomBytes(group, [3], 'float16')
+    await group.run(async ({ comm, device, rank }) => {
+      using x = Tensor.fromBytes(parts[rank]!, [3], 'float16', device)
+      for (const src of sources) {
+        using y = await comm.broadcast(x, { src })
+        expect(await y.bytes(), `from ${src}`).toEqual(parts[src])
+      }
+    })
+  })
+
   it('broadcast gives a copy, from the first rank by default', async () => {
     if (group.ranks === 1) return // a group of one gets its operand
     await group.run(async ({ comm, device, rank }) => {

@@ -170,7 +170,7 @@ describe('a rank that never arrives', () => {
     expect(errors[0]?.message).toMatch(/^Rank 1 did not arrive at #3 broadcast\(\[8\] float32, src 2\) within 60 ms/)
     expect(errors[0]?.message).toMatch(/rank 0: .*allReduce.*barrier.*broadcast.*; rank 1: .*allReduce\(.*#2 barrier\(\); rank 2: /)
     expect(thrown?.error).toBe(errors[0])
-    expect(ms).toBeLessThan(60 + 1000 + 500)
+    expect(ms).toBeLessThan(3000)
   })
 
   it('two of them are both named; a deadline of one collective goes before that of the program', async () => {
@@ -180,7 +180,7 @@ describe('a rank that never arrives', () => {
     })
     expect(errors[0]?.message).toContain('Ranks 1, 3 did not arrive at #1 barrier() within 40 ms')
     expect(errors[0]).toBe(errors[2])
-    expect(ms).toBeLessThan(2000)
+    expect(ms).toBeLessThan(4000)
   })
 
   it('a rank that comes too late gets the same error, and the next collective is in step again', async () => {
@@ -195,14 +195,14 @@ describe('a rank that never arrives', () => {
   })
 
   it('after the end of the program it takes part in nothing', async () => {
-    let late: Promise<unknown> = Promise.resolve()
+    let call: (() => Promise<unknown>) | undefined
     const { thrown } = await outcomes({ ranks: 2, device, timeoutMs: 20 }, async (c) => {
       if (c.rank === 0) return c.comm.barrier()
-      late = sleep(1200).then(() => errorOf(c.comm.barrier()))
+      call = () => c.comm.barrier()
       return never()
     })
     expect(thrown?.error).toMatchObject({ code: 'ERR_TIMEOUT' })
-    expect(await late).toMatchObject({ code: FAILED })
+    expect(await errorOf(call!())).toMatchObject({ code: FAILED })
   })
 })
 
