@@ -1,9 +1,46 @@
 // What both entries export: every public name, by floor.
 
-export { Communicator, createDeviceComm, type DeviceBackend } from './comm/communicator.ts'
-export type { CommStats, DeviceComm, FusedNorm, ReduceOp } from './comm/device-comm.ts'
+export {
+  ALGORITHMS,
+  type Algorithm,
+  type AlgorithmCost,
+  type AlgorithmName,
+  chooseAlgorithm,
+  type ReductionCall,
+} from './comm/algorithms.ts'
+export { Communicator, createDeviceComm, type DeviceBackend, type GroupOptions } from './comm/communicator.ts'
+export type {
+  AllReduceOptions,
+  AllToAllOptions,
+  CommStats,
+  DeviceComm,
+  FusedNorm,
+  FusedNormEx,
+  GatherVOptions,
+  Pitched,
+  ReduceOp,
+  ScatterVOptions,
+  TreeCut,
+  TuneReport,
+} from './comm/device-comm.ts'
+export type { CommunicatingModel, CommunicatingModule, DispatchedExperts, DispatchedLogits, DispatchOptions } from './comm/expert.ts'
+export type { MoeAllReduceFusion, MoeFinalizeAllReduceFusion } from './comm/fusion/moe.ts'
+export type { AllReduceFusion, FusionNorm, FusionOutputs, FusionResult } from './comm/fusion/options.ts'
+export { AllReduceFusionPattern } from './comm/fusion/patterns.ts'
+export {
+  computeFp4SwizzledLayoutSfSize,
+  fp4ScaleBytes,
+  fp4ScaleOffset,
+  type PackedScales,
+  packedScaleOffset,
+  packedScales,
+  QuantizationSFLayout,
+} from './comm/fusion/scale-layout.ts'
+export type { FusionProblemSize, FusionWorkspaceMetadata } from './comm/fusion/workspace.ts'
 export type { HostComm, HostOp } from './comm/host.ts'
 export { createHostGroup, type HostBackend, type HostGroup, importHostGroup } from './comm/host-group.ts'
+export { type OwnedRows, ownedRows } from './comm/ownership.ts'
+export { AllReduceFusionWorkspace, createAllReduceFusionWorkspace, type FusionWorkspaceOptions } from './comm/webgpu/fusion-workspace.ts'
 export {
   decodeBfloat16,
   decodeFloat16,
@@ -36,7 +73,7 @@ export {
 export type { Shape } from './core/shape.ts'
 export { hostMemory, type Storage, type TensorDevice } from './core/storage.ts'
 export { Tensor, type TensorOptions } from './core/tensor.ts'
-export type { Attention, Device, KernelTime, RopeAppend } from './device/device.ts'
+export type { Attention, Device, KernelTime, RopeAppend, TreeProduct } from './device/device.ts'
 export { adoptDevice, openDevice } from './device/open.ts'
 export { type LlamaConfig, parseConfig, ropeFrequencies } from './model/config.ts'
 export { StreamDetokenizer } from './model/detokenizer.ts'
@@ -50,7 +87,7 @@ export { fetchFolder } from './model/source-fetch.ts'
 export { type ChatMessage, Tokenizer } from './model/tokenizer.ts'
 export { openWeights, Weights } from './model/weights.ts'
 export { type HeadShape, type KvCache, ParallelAttention } from './nn/attention.ts'
-export { ColumnParallelLinear, RowParallelLinear } from './nn/linear.ts'
+export { type BlockCut, blockCut, ColumnParallelLinear, RowParallelLinear } from './nn/linear.ts'
 export { ParallelMlp } from './nn/mlp.ts'
 export { type Norm, Partial } from './nn/partial.ts'
 export { VocabParallelEmbedding, VocabParallelHead } from './nn/vocab.ts'

@@ -16,6 +16,7 @@ export interface GenerateArguments {
   'top-k'?: string
   'top-p'?: string
   seed?: string
+  deterministic?: string
   profile?: boolean
   quiet?: boolean
 }
@@ -41,6 +42,7 @@ export async function generate(args: GenerateArguments): Promise<number> {
     ...optional('topK', number(args['top-k'], 'top-k')),
     ...optional('topP', number(args['top-p'], 'top-p')),
     ...optional('seed', number(args.seed, 'seed')),
+    ...(args.deterministic !== undefined && { deterministic: args.deterministic as 'tp-invariant' }),
     profile: args.profile ?? false,
     signal: stop.signal,
     onDevice: ({ name, description, software }) => note(deviceLine(name, description, software)),
@@ -59,14 +61,18 @@ export function deviceLine(name: string, description: string, software: boolean)
   return `Device ${name}: ${description}${slow}.\n`
 }
 
-/** One line on a terminal, rewritten as bytes arrive; nothing where standard error is no terminal. */
+/** A bar on a terminal, rewritten as bytes arrive and wiped at the end; nothing where standard error is no terminal. */
 function progressLine(): RunOptions['onProgress'] & object {
+  const width = 30
   let last = 0
-  return ({ loaded, ranks }) => {
-    if (!process.stderr.isTTY || performance.now() - last < 50) return
+  return ({ loaded, total, ranks }) => {
+    const done = loaded >= total
+    if (!process.stderr.isTTY || (!done && performance.now() - last < 50)) return
     last = performance.now()
-    process.stderr.write(`\rLoading ${(loaded / 1e6).toFixed(1)} MB of weights into ${ranks} rank${ranks === 1 ? '' : 's'}\u001b[K`)
-    process.stderr.write('\r')
+    const filled = Math.round((width * loaded) / total)
+    const bar = `${'█'.repeat(filled)}${'░'.repeat(width - filled)}`
+    const text = `Loading ${bar} ${(loaded / 1e6).toFixed(1)} of ${(total / 1e6).toFixed(1)} MB into ${ranks} rank${ranks === 1 ? '' : 's'}`
+    process.stderr.write(done ? '\r\u001b[K' : `\r${text}\u001b[K`)
   }
 }
 

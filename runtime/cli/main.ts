@@ -19,6 +19,7 @@ const HELP = `rankmesh: tensor parallelism for JavaScript
       --top-k K          draw from the K likeliest tokens
       --top-p P          draw from the likeliest tokens that reach probability P
       --seed S           of the draws (default 0)
+      --deterministic tp-invariant   the same bits for every number of ranks (slower)
       --profile          measure the share of time in collectives
       --quiet            only the text
 
@@ -40,6 +41,7 @@ const OPTIONS = {
   'top-k': { type: 'string' },
   'top-p': { type: 'string' },
   seed: { type: 'string' },
+  deterministic: { type: 'string' },
   profile: { type: 'boolean' },
   quiet: { type: 'boolean' },
   json: { type: 'boolean' },

@@ -2,11 +2,27 @@
 import type { DType } from '../core/dtype.ts'
 import type { Shape } from '../core/shape.ts'
 import type { Tensor } from '../core/tensor.ts'
+import type { Span } from '../core/tree.ts'
+import type { AlgorithmName } from './algorithms.ts'
 import type { MeetOptions } from './rendezvous.ts'
 
 export type ReduceOp = 'sum' | 'prod' | 'min' | 'max' | 'avg'
 
 export const REDUCE_OPS: readonly ReduceOp[] = ['sum', 'prod', 'min', 'max', 'avg']
+
+export interface AllReduceOptions extends MeetOptions {
+  /** Defaults to sum. */
+  op?: ReduceOp
+  /** Receives the result. */
+  out?: Tensor | undefined
+  /** How devices exchange their partials, alike on all ranks; absent: chosen by what moves fewest bytes. The bits are the same. */
+  algorithm?: AlgorithmName | undefined
+}
+
+/** How the blocks of a product's k lie on the ranks, for sums in the order of one tree: rank r holds blocks `spans[r]`. Alike on all ranks. */
+export interface TreeCut {
+  readonly spans: readonly Span[]
+}
 
 export interface FusedNorm {
   /** This rank's partial sum, [..., n]: float32, bfloat16 or float16. */
@@ -21,8 +37,64 @@ export interface FusedNorm {
   eps?: number
   /** The weight holds w - 1 (Gemma, Qwen3-Next). */
   zeroCentered?: boolean
+  /** For groups over several devices; see AllReduceOptions. Not with `tree`. */
+  algorithm?: AlgorithmName | undefined
+  /** x holds the sums of this rank's subtrees (device.matmulTree), as many as the rank with most has: [subtrees, ..., n], float32. */
+  tree?: TreeCut | undefined
   /** Receives the normed rows; defaults to a new tensor. */
   out?: Tensor | undefined
+}
+
+/** Lengths along dim, one for each rank, the same list on all ranks; where absent, those of the ranks' own operands. */
+export type GatherVOptions = { dim?: number; sizes?: readonly number[] | undefined } & MeetOptions
+
+/** Lengths along dim, one for each rank, the same list on all ranks; where absent, equal ones. */
+export type ScatterVOptions = { dim?: number; sizes?: readonly number[] | undefined; op?: ReduceOp } & MeetOptions
+
+export type AllToAllOptions = {
+  /** Rows for each rank, of this rank's x; equal ones where absent. May differ from rank to rank. */
+  splits?: readonly number[] | undefined
+  /** Rows that this rank expects from each rank: checked against what they send. */
+  outputSplits?: readonly number[] | undefined
+} & MeetOptions
+
+/** Where blocks lie in a buffer, in elements: element (row y, column x) of rank r's block is number r * stride + y * pitch + x. */
+export interface Pitched {
+  pitch: number
+  stride: number
+  width: number
+  height: number
+}
+
+/** The fused norm between two layouts of the ranks: partial sums over group0, results to group1; at least one is the whole group. */
+export interface FusedNormEx<Group> {
+  /** This rank's partial sums, [all tokens, n], rows of the first inner group first; receives the normed rows of its group1. */
+  hidden: Tensor
+  /** [at least the tokens of this rank's inner group, n], of hidden's dtype. Only the rows this rank owns are updated; see ownedRows. */
+  residual: Tensor
+  /** [n], as bias, of hidden's dtype. */
+  weight: Tensor
+  bias?: Tensor | undefined
+  /** Defaults to 1e-6. */
+  eps?: number
+  zeroCentered?: boolean
+  /** Groups split off this one that this rank is in; null is this one. */
+  group0: Group | null
+  group1: Group | null
+  /** Tokens of each inner group; an inner group is the smaller of the two. */
+  localTokenNums: readonly number[]
+}
+
+/** What `tune` found, the same on every rank. */
+export interface TuneReport {
+  /** Adapters and the number of ranks on each. */
+  topology: string
+  /** Whether all algorithms gave the same bits; two-shot is not chosen where they did not. */
+  bitsEqual: boolean
+  /** Bytes that one more wait for a device is worth. */
+  stepBytes: number
+  smallMilliseconds: number
+  largeMilliseconds: number
 }
 
 export interface CommStats {
@@ -49,20 +121,51 @@ export interface DeviceComm {
   readonly deviceRank: number
   readonly deviceSize: number
   /** x on every rank, combined elementwise. */
-  allReduce(x: Tensor, options?: { op?: ReduceOp; out?: Tensor | undefined } & MeetOptions): Promise<Tensor>
+  allReduce(x: Tensor, options?: AllReduceOptions): Promise<Tensor>
+  /** The sum of all ranks' subtree sums x [subtrees, ...shape], float32, in the order of the tree: → `shape`. */
+  allReduceTree(x: Tensor, options: { tree: TreeCut; shape: Shape } & MeetOptions): Promise<Tensor>
   /** All ranks' x, concatenated along dim. */
   allGather(x: Tensor, options?: { dim?: number } & MeetOptions): Promise<Tensor>
   /** The sum over ranks, of which rank r gets the r-th part along dim; the size of dim must be a multiple of the group's. */
   reduceScatter(x: Tensor, options?: { dim?: number; op?: ReduceOp } & MeetOptions): Promise<Tensor>
   /** As allGather on rank dst, null on the others. */
   gather(x: Tensor, options?: { dst?: number; dim?: number } & MeetOptions): Promise<Tensor | null>
-  /** Rank src's x on every rank; the others' x tells shape and dtype. */
-  broadcast(x: Tensor, options?: { src?: number } & MeetOptions): Promise<Tensor>
+  /** Rank src's x on every rank; the others' x tells shape and dtype. In place, every rank's own x receives it and is the result. */
+  broadcast(x: Tensor, options?: { src?: number; inPlace?: boolean } & MeetOptions): Promise<Tensor>
+  /** As allReduce on rank dst, null on the others. */
+  reduce(x: Tensor, options?: { dst?: number; op?: ReduceOp } & MeetOptions): Promise<Tensor | null>
+  /** As allGather, of operands whose length along dim may differ or be zero; of a list, each of its tensors. */
+  allGatherV(x: Tensor, options?: GatherVOptions): Promise<Tensor>
+  allGatherV(x: readonly Tensor[], options?: GatherVOptions): Promise<Tensor[]>
+  /** As reduceScatter, of which rank r gets sizes[r] along dim. */
+  reduceScatterV(x: Tensor, options?: ScatterVOptions): Promise<Tensor>
+  /** The r-th part of rank src's x along dim; the others' x is not looked at. */
+  scatter(x: Tensor | null, options?: { src?: number; dim?: number } & MeetOptions): Promise<Tensor>
+  /** Cuts of x along its rows, the r-th for rank r; the result is what this rank got, in the order of the senders. */
+  allToAll(x: Tensor, options?: AllToAllOptions): Promise<Tensor>
+  /** Every rank's block in every rank's buffer, in place; the result is the buffer. */
+  allGather2D(buffer: Tensor, layout: Pitched & MeetOptions): Promise<Tensor>
+  /** To rank dst, by default the next one; resolves once it is received. The n-th send of a pair meets its n-th recv. */
+  send(x: Tensor, options?: { dst?: number } & MeetOptions): Promise<void>
+  /** From rank src, by default the previous one, into new memory. */
+  recv(shape: Shape, dtype: DType, options?: { src?: number } & MeetOptions): Promise<Tensor>
   barrier(options?: MeetOptions): Promise<void>
   /** residual += sum over ranks of x, + bias; the result is its RMSNorm. One kernel on each device. */
   allReduceResidualBiasRMSNorm(args: FusedNorm, options?: MeetOptions): Promise<Tensor>
+  /** The fused norm with the sum over one group and the result to another; called by all ranks of this group. */
+  allReduceResidualBiasRMSNormEx(args: FusedNormEx<DeviceComm>, options?: MeetOptions): Promise<Tensor>
   /** Memory for an operand of collectives: the ranks of a device get slices of one buffer, or with `shared` one tensor for all of them. */
   allocate(shape: Shape, options?: { dtype?: DType; shared?: boolean } & MeetOptions): Promise<Tensor>
+  /** Checks on every rank that the tensor can be an operand. Memory needs nothing more here: any tensor of the device is one. */
+  register(tensor: Tensor, options?: MeetOptions): Promise<void>
+  /** As register: nothing is kept that could be given up. */
+  deregister(tensor: Tensor, options?: MeetOptions): Promise<void>
   split(options: { color: number | null; key?: number }): Promise<DeviceComm | null>
+  /** Measures this group's devices for the choice of algorithms; collective. */
+  tune(options?: MeetOptions): Promise<TuneReport>
   stats(): CommStats
+  /** This rank takes part no more: later calls throw ERR_ARGUMENT, what its peers still call fails with ERR_RANK_FAILED. */
+  destroy(): void
+  /** Ends the group: pending and later collectives of all ranks reject with ERR_RANK_FAILED, which names this rank. */
+  abort(reason: unknown): void
 }

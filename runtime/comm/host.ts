@@ -1,5 +1,5 @@
 // HostComm: the control plane of a group, for small values, and its backend for ranks that share a thread.
-import { ArgumentError, checkInteger, describe, invalidArgument } from '../core/errors.ts'
+import { ArgumentError, checkInteger, describe, invalidArgument, type RankmeshError } from '../core/errors.ts'
 import { type MeetOptions, type Offer, offerOf, Rendezvous } from './rendezvous.ts'
 
 export type HostOp = 'sum' | 'min' | 'max'
@@ -54,6 +54,19 @@ export class LocalHostComm implements HostComm {
   /** See Rendezvous.watch. */
   watch(watch: Parameters<Rendezvous['watch']>[0]): void {
     this.#rendezvous.watch(watch)
+  }
+
+  /** A meeting place of its own for some of the members, with the same deadlines and failures; whoever makes it hands it to the others. */
+  channel(ranks: readonly number[]): Rendezvous {
+    return new Rendezvous(
+      this.#rendezvous.world,
+      ranks.map((rank) => this.members[rank] as number),
+    )
+  }
+
+  /** See Rendezvous.end. */
+  end(error: RankmeshError): void {
+    this.#rendezvous.end(error)
   }
 
   sync({ blocking: _, ...options }: { blocking?: boolean } & MeetOptions = {}): Promise<void> {

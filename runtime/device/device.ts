@@ -33,6 +33,18 @@ export interface Attention {
   out?: Tensor
 }
 
+export interface TreeProduct {
+  /** Elements of k in a block, a multiple of 4: part of what defines the bits. */
+  block: number
+  /** Index of the first block of this rank's k in the whole of k; defaults to 0. */
+  first?: number
+  /** k is all here: the result is the product, not the sums of subtrees. */
+  whole?: boolean
+  /** [outs], float32, with `whole` only. */
+  bias?: Tensor | undefined
+  out?: Tensor
+}
+
 /** Time a kernel took, summed over its runs. */
 export interface KernelTime {
   /** The kernel's variant, its name first. */
@@ -58,6 +70,12 @@ export interface Device extends TensorDevice, Disposable {
   embedding(ids: Tensor, table: Tensor, options?: { first?: number; dtype?: DType; out?: Tensor }): Tensor
   /** x [tokens, k] times w [outs, k] transposed, plus bias [outs] (float32): → [tokens, outs] float32. */
   matmul(x: Tensor, w: Tensor, options?: { bias?: Tensor | undefined; out?: Tensor }): Tensor
+  /**
+   * As matmul, in the order of one fixed tree over blocks of k, so that the bits do not depend on how k is cut over ranks nor on the number of
+   * tokens: → the sums of this rank's whole subtrees, [subtrees, tokens, outs], which comm.allReduce* with `tree` completes; with `whole`
+   * → [tokens, outs]. k must be a multiple of 4. `out` may have any shape that is large enough.
+   */
+  matmulTree(x: Tensor, w: Tensor, options: TreeProduct): Tensor
   /** Rotates q and k of x [tokens, (heads + 2 kvHeads) * dim], appends k and v to the caches: → q [tokens, heads * dim]. float32. */
   ropeAppend(x: Tensor, options: RopeAppend): Tensor
   /** Causal grouped-query attention of q [tokens, heads * dim] over a cache: → [tokens, heads * dim]. float32. */

@@ -14,8 +14,10 @@ export interface RunOptions extends Pick<LaunchOptions, 'ranks' | 'device' | 'de
   prompt: string | readonly ChatMessage[]
   /** Positions the key-value cache holds. */
   capacity?: number
-  /** Told as weights are read, with the sum over ranks. */
-  onProgress?: (progress: { loaded: number; ranks: number }) => void
+  /** The same bits for every number of ranks; see LlamaOptions. */
+  deterministic?: 'tp-invariant' | undefined
+  /** Told as weights are read: bytes over all ranks, so far and in all. */
+  onProgress?: (progress: { loaded: number; total: number; ranks: number }) => void
   /** Told once, before any weight is read. */
   onDevice?: (device: { name: string; description: string; software: boolean }) => void
   /** Receives the text, piece by piece. */
@@ -62,8 +64,8 @@ export async function runModel(options: RunOptions): Promise<RunReport> {
     ...(timeoutMs && { timeoutMs }),
     ...(signal && { signal }),
   }
-  const loaded: number[] = Array.from({ length: ranks }, () => 0)
-  const results = await launch(launchOptions, (context) => runRank(context, options, loaded))
+  const progress = Array.from({ length: ranks }, () => ({ loaded: 0, total: 0 }))
+  const results = await launch(launchOptions, (context) => runRank(context, options, progress))
   const [first] = results as [RankResult]
   return { ...first.run, ranks: results.map((result) => result.report) }
 }
@@ -73,17 +75,19 @@ interface RankResult {
   run: Omit<RunReport, 'ranks'>
 }
 
-async function runRank(context: RankContext, options: RunOptions, loaded: number[]): Promise<RankResult> {
+async function runRank(context: RankContext, options: RunOptions, progress: { loaded: number; total: number }[]): Promise<RankResult> {
   const { rank, size, device, comm, host } = context
-  const { folder, prompt, capacity, onText = () => {}, onDevice = () => {}, onProgress = () => {} } = options
+  const { folder, prompt, capacity, deterministic, onText = () => {}, onDevice = () => {}, onProgress = () => {} } = options
   const lead = rank === 0
   if (lead) onDevice({ name: device.name, description: device.description, software: device.software })
   const start = performance.now()
   using model = await LanguageModel.load(folder, context, {
     ...(capacity !== undefined && { capacity }),
-    onProgress: (progress) => {
-      loaded[rank] = progress.loaded
-      onProgress({ loaded: loaded.reduce((a, b) => a + b, 0), ranks: size })
+    ...(deterministic && { deterministic }),
+    onProgress: (own) => {
+      progress[rank] = own
+      const sum = (key: 'loaded' | 'total'): number => progress.reduce((n, of) => n + of[key], 0)
+      onProgress({ loaded: sum('loaded'), total: sum('total'), ranks: size })
     },
   })
   await host.barrier()

@@ -1,6 +1,6 @@
 // Reads a rank's part of a model's weights into device memory: slices of the files go straight to slices of symmetric buffers.
 import type { Communicator } from '../comm/communicator.ts'
-import { type DType, decode } from '../core/dtype.ts'
+import { type DType, decode, dtypeSize } from '../core/dtype.ts'
 import type { Shape } from '../core/shape.ts'
 import type { Tensor } from '../core/tensor.ts'
 import type { Span } from '../scheduler/plan.ts'
@@ -19,11 +19,11 @@ export interface Part extends Span {
 export class ShardReader {
   readonly #comm: Communicator
   readonly #weights: Weights
-  readonly #onBytes: (bytes: number) => void
+  readonly #onBytes: (bytes: number, elementBytes: number) => void
   /** What was loaded, for `dispose`. */
   readonly tensors: Tensor[] = []
 
-  constructor(comm: Communicator, weights: Weights, onBytes: (bytes: number) => void = () => {}) {
+  constructor(comm: Communicator, weights: Weights, onBytes: (bytes: number, elementBytes: number) => void = () => {}) {
     this.#comm = comm
     this.#weights = weights
     this.#onBytes = onBytes
@@ -86,7 +86,7 @@ export class ShardReader {
   #fill(tensor: Tensor, row: number, rows: number, bytes: Uint8Array): void {
     using view = tensor.narrow(0, row, rows)
     view.setBytes(bytes)
-    this.#onBytes(bytes.byteLength)
+    this.#onBytes(bytes.byteLength, dtypeSize(tensor.dtype))
   }
 }
 

@@ -1,10 +1,34 @@
 // Parallel linear layers: column-parallel ones split their outputs over ranks, row-parallel ones their inputs.
 import type { Communicator } from '../comm/communicator.ts'
-import { ShapeError } from '../core/errors.ts'
+import { ArgumentError, ShapeError } from '../core/errors.ts'
 import { formatShape } from '../core/shape.ts'
-import type { Tensor } from '../core/tensor.ts'
+import { Tensor } from '../core/tensor.ts'
+import { type Span, slotsOf } from '../core/tree.ts'
 import type { Device } from '../device/device.ts'
 import { Partial } from './partial.ts'
+
+/** The inputs of a layer in blocks of `block` elements, rank r holding blocks `spans[r]`: what fixes the order of its sums for every cut. */
+export interface BlockCut {
+  readonly block: number
+  readonly spans: readonly Span[]
+}
+
+/**
+ * The cut of `inputs` elements at the ranks' own spans of elements.
+ * @throws ERR_ARGUMENT where a rank's part begins inside a block.
+ */
+export function blockCut(inputs: readonly Span[], block: number): BlockCut {
+  const spans = inputs.map(({ start, count }, rank) => {
+    const last = rank === inputs.length - 1
+    if (start % block !== 0 || (!last && count % block !== 0)) {
+      throw new ArgumentError(
+        `Expected every rank's part to begin at a multiple of ${block} elements but rank ${rank} has ${start} to ${start + count}; choose smaller blocks or other ranks`,
+      )
+    }
+    return { start: start / block, count: Math.ceil(count / block) }
+  })
+  return { block, spans }
+}
 
 /** y = x w^T + b for this rank's outputs: x whole, y sharded. Several layers on the same x (q, k and v; gate and up) are one, stacked. */
 export class ColumnParallelLinear {
@@ -13,17 +37,22 @@ export class ColumnParallelLinear {
   readonly weight: Tensor
   /** [outs / ranks], float32. */
   readonly bias: Tensor | undefined
+  readonly #block: number | undefined
 
-  constructor(device: Device, weight: Tensor, bias?: Tensor) {
+  /** With `block` the bits of an output do not depend on the number of tokens nor of ranks. */
+  constructor(device: Device, weight: Tensor, bias?: Tensor, { block }: { block?: number | undefined } = {}) {
     checkLinear(weight, bias, weight.shape[0])
     this.#device = device
     this.weight = weight
     this.bias = bias
+    this.#block = block
   }
 
   /** x [tokens, in] → [tokens, outs / ranks], float32. */
   forward(x: Tensor, out?: Tensor): Tensor {
-    return this.#device.matmul(x, this.weight, { bias: this.bias, ...(out && { out }) })
+    const options = { bias: this.bias, ...(out && { out }) }
+    if (this.#block === undefined) return this.#device.matmul(x, this.weight, options)
+    return this.#device.matmulTree(x, this.weight, { ...options, block: this.#block, whole: true })
   }
 }
 
@@ -35,18 +64,30 @@ export class RowParallelLinear {
   readonly weight: Tensor
   /** [outs], float32. */
   readonly bias: Tensor | undefined
+  readonly #cut: BlockCut | undefined
 
-  constructor(comm: Communicator, device: Device, weight: Tensor, bias?: Tensor) {
+  /** With `cut` the bits of the sum do not depend on how the inputs are cut over ranks, nor on the number of tokens. */
+  constructor(comm: Communicator, device: Device, weight: Tensor, bias?: Tensor, cut?: BlockCut) {
     checkLinear(weight, bias, weight.shape[0])
     this.#comm = comm
     this.#device = device
     this.weight = weight
     this.bias = bias
+    this.#cut = cut
   }
 
-  /** x [tokens, in / ranks] → Partial [tokens, outs], float32. `out` from comm.allocate spares the collective a copy. */
+  /**
+   * x [tokens, in / ranks] → Partial [tokens, outs], float32. `out` from comm.allocate spares the collective a copy; with a cut it holds
+   * `slots` times as much.
+   */
   forward(x: Tensor, out?: Tensor): Partial {
-    return new Partial(this.#comm, this.#device.matmul(x, this.weight, out && { out }), this.bias)
+    const cut = this.#cut
+    if (!cut) return new Partial(this.#comm, this.#device.matmul(x, this.weight, out && { out }), this.bias)
+    const { start: first, count } = cut.spans[this.#comm.rank] as Span
+    const shape = [slotsOf(cut.spans), x.shape[0] as number, this.weight.shape[0] as number]
+    const sums = out ?? Tensor.empty(shape, { device: this.#device })
+    if (count > 0) this.#device.matmulTree(x, this.weight, { block: cut.block, first, out: sums })
+    return new Partial(this.#comm, sums, this.bias, cut)
   }
 }
 

@@ -1,7 +1,9 @@
 // Partial: a rank's share of a sum over its group, not yet added up. Linear work happens on partials; the sum waits for the first use that
 // is not linear, and is then one fused collective.
 import type { Communicator } from '../comm/communicator.ts'
+import type { TreeCut } from '../comm/device-comm.ts'
 import type { Tensor } from '../core/tensor.ts'
+import { slotsOf } from '../core/tree.ts'
 
 export interface Norm {
   /** [hidden], float32. */
@@ -16,19 +18,25 @@ export class Partial {
   /** [hidden]: added once, after the sum. */
   readonly bias: Tensor | undefined
 
-  constructor(comm: Communicator, x: Tensor, bias?: Tensor) {
+  /** How the sum is joined, where x holds sums of subtrees: [subtrees, tokens, hidden] in memory. */
+  readonly tree: TreeCut | undefined
+
+  constructor(comm: Communicator, x: Tensor, bias?: Tensor, tree?: TreeCut) {
     this.comm = comm
     this.x = x
     this.bias = bias
+    this.tree = tree
   }
 
-  /** The sum over ranks alone, without the bias: for uses outside of a residual stream. */
-  sum(): Promise<Tensor> {
-    return this.comm.allReduce(this.x)
+  /** The sum over ranks alone, [tokens, hidden], without the bias: for uses outside of a residual stream. */
+  sum(hidden: number = this.x.shape.at(-1) as number): Promise<Tensor> {
+    const { comm, x, tree } = this
+    if (!tree) return comm.allReduce(x)
+    return comm.allReduceTree(x, { tree, shape: [x.size / hidden / slotsOf(tree.spans), hidden] })
   }
 
   /** residual += the sum and the bias; returns the norm of that, in `out` where it is given. One collective. */
   addNorm(residual: Tensor, { weight, eps }: Norm, out?: Tensor): Promise<Tensor> {
-    return this.comm.allReduceResidualBiasRMSNorm({ x: this.x, residual, weight, eps, bias: this.bias, out })
+    return this.comm.allReduceResidualBiasRMSNorm({ x: this.x, residual, weight, eps, bias: this.bias, tree: this.tree, out })
   }
 }

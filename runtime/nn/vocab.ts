@@ -31,16 +31,24 @@ export class VocabParallelHead {
   readonly #device: Device
   /** [rows, hidden]: as many rows on every rank, the last ones padded with zeros. */
   readonly weight: Tensor
+  readonly #block: number | undefined
 
-  constructor(comm: Communicator, device: Device, weight: Tensor) {
+  /** With `block` the bits of a logit do not depend on the number of tokens nor of ranks. */
+  constructor(comm: Communicator, device: Device, weight: Tensor, { block }: { block?: number | undefined } = {}) {
     this.#comm = comm
     this.#device = device
     this.weight = weight
+    this.#block = block
   }
 
   /** x [tokens, hidden] → logits [tokens, ranks * rows] on every rank; columns from the vocabulary's size on are padding. */
   async forward(x: Tensor, out?: Tensor): Promise<Tensor> {
-    const own = this.#device.matmul(x, this.weight, out && { out })
+    const options = out ? { out } : {}
+    const block = this.#block
+    const own =
+      block === undefined
+        ? this.#device.matmul(x, this.weight, options)
+        : this.#device.matmulTree(x, this.weight, { ...options, block, whole: true })
     const all = await this.#comm.allGather(own, { dim: -1 })
     if (!out) own.dispose()
     return all

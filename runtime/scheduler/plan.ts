@@ -1,5 +1,8 @@
 // Shard plans: which heads, MLP columns and vocabulary rows of a model each rank of a tensor-parallel group holds.
 import { ArgumentError, checkInteger } from '../core/errors.ts'
+import type { Span } from '../core/tree.ts'
+
+export type { Span }
 
 /** What a plan needs to know of a model. */
 export interface ModelShape {
@@ -8,12 +11,6 @@ export interface ModelShape {
   kvHeads: number
   intermediateSize: number
   vocabSize: number
-}
-
-/** Items [start, start + count) of a list. */
-export interface Span {
-  readonly start: number
-  readonly count: number
 }
 
 /** What one rank holds. */

@@ -9,7 +9,9 @@ import { type Factors, pairwise, type Row } from '../support/pairwise.ts'
 import { Random, seed } from '../support/random.ts'
 import { fusedCases } from './conformance-fused.ts'
 import { moveCases } from './conformance-move.ts'
+import { pointCases } from './conformance-point.ts'
 import { reduceCases } from './conformance-reduce.ts'
+import { vectorCases } from './conformance-vector.ts'
 
 export interface GroupKind {
   name: string
@@ -57,6 +59,8 @@ export function conformance(kinds: readonly GroupKind[]): void {
           reduceCases(group, brief)
           moveCases(group, brief)
           fusedCases(group, brief)
+          vectorCases(group, brief)
+          pointCases(group, brief)
         })
       }
     })

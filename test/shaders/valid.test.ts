@@ -38,6 +38,17 @@ const USES: Record<KernelName, { types: readonly Types[]; constants: readonly Co
       [0, 1, 2, 3, 4].map((OP) => ({ OP })),
     ),
   },
+  all_reduce_fusion: {
+    types: MIXED,
+    constants: [
+      { WG: 4, SUM_ONLY: 1, ROUND_SUMS: 1 },
+      { WG: 4, PRE_NORM: 1, RANKS: 2 },
+      ...cross(
+        [0, 1, 2, 3, 4].map((QUANT) => ({ QUANT, WG: 256 })),
+        FLAGS('NORM_OUT'),
+      ),
+    ],
+  },
   all_reduce_rms_norm: { types: WEIGHTED, constants: cross(WORKGROUPS, cross(FLAGS('HAS_BIAS'), FLAGS('ZERO_CENTERED'))) },
   attention: { types: PLAIN, constants: [{ WG: 4 }, { WG: 16 }, { WG: 32 }] },
   cast: { types: MIXED, constants: WORKGROUPS },
@@ -51,6 +62,13 @@ const USES: Record<KernelName, { types: readonly Types[]; constants: readonly Co
       FLAGS('HAS_BIAS'),
     ),
   },
+  matmul_tree: {
+    types: MIXED,
+    constants: cross(
+      [1, 4].map((TOKENS) => ({ WG: 16, TOKENS })),
+      cross(FLAGS('HAS_BIAS'), FLAGS('WHOLE')),
+    ),
+  },
   matmul_tiled: { types: WEIGHTED, constants: FLAGS('HAS_BIAS') },
   matvec: {
     types: WEIGHTED,
@@ -62,11 +80,16 @@ const USES: Record<KernelName, { types: readonly Types[]; constants: readonly Co
       FLAGS('HAS_BIAS'),
     ),
   },
+  moe_combine: {
+    types: FLOATS.map((element) => [element] as const),
+    constants: cross(WORKGROUPS, cross(FLAGS('DENSE'), FLAGS('HAS_SCALE'))),
+  },
   rms_norm: { types: ROWS, constants: cross(WORKGROUPS, FLAGS('ZERO_CENTERED')) },
   rope: { types: PLAIN, constants: WORKGROUPS },
   silu_mul: { types: ROWS, constants: WORKGROUPS },
   softmax: { types: PLAIN, constants: WORKGROUPS },
   top_k: { types: PLAIN, constants: WORKGROUPS },
+  tree_sum: { types: PLAIN, constants: WORKGROUPS },
 }
 
 /** Dawn's null backend validates everything and computes nothing: it needs no Vulkan. */

@@ -3,15 +3,21 @@ import { isFloat } from '../../core/dtype.ts'
 import { ArgumentError, DeviceError, DTypeError, describe, invalidArgument, ShapeError } from '../../core/errors.ts'
 import { formatShape, resolveDim, type Shape } from '../../core/shape.ts'
 import { Tensor } from '../../core/tensor.ts'
+import { mergesOf, slotsOf } from '../../core/tree.ts'
 import { sameMemory, type WebGpuDevice } from '../../device/webgpu/device.ts'
 import { elementType, floatType, type Operand } from '../../device/webgpu/launch.ts'
 import { checkEps, expectDType, expectShape } from '../../device/webgpu/ops.ts'
 import { writableStorage } from '../../device/webgpu/pool.ts'
-import { type FusedNorm, REDUCE_OPS, type ReduceOp } from '../device-comm.ts'
+import { type FusedNorm, REDUCE_OPS, type ReduceOp, type TreeCut } from '../device-comm.ts'
 
 /** Never throws, whatever was given: what is wrong with it is for the checks to say. */
 export function describeTensor(x: unknown): string {
   return x instanceof Tensor ? `${formatShape(x.shape)} ${x.dtype}` : describe(x)
+}
+
+export function describeTree(tree: TreeCut | undefined): string {
+  if (tree === undefined) return ''
+  return `, tree ${Array.isArray(tree?.spans) ? tree.spans.map((span) => span?.count).join('+') : describe(tree)}`
 }
 
 export function describeShape(shape: unknown): string {
@@ -53,14 +59,17 @@ export function checkParts(shape: Shape, dim: number, size: number): void {
   }
 }
 
-export function checkFused(device: WebGpuDevice, { x, residual, weight, bias, out }: FusedNorm, eps: number): void {
+export function checkFused(device: WebGpuDevice, { x, residual, weight, bias, tree, out }: FusedNorm, eps: number): void {
   checkHere(device, x, 'x')
-  const n = x.shape.at(-1)
+  if (tree) checkHere(device, residual, 'residual')
+  const n = (tree ? residual : x).shape.at(-1)
   if (n === undefined) throw new ShapeError('Expected at least one dimension for x but received a scalar')
   floatType(x.dtype, 'x')
   checkHere(device, residual, 'residual')
   floatType(residual.dtype, 'residual')
-  checkWritten(device, residual, x, residual.dtype, 'residual')
+  if (tree) checkTree(x, residual.size, tree)
+  else expectShape(residual, x.shape, 'residual')
+  checkWritten(device, residual, residual, residual.dtype, 'residual')
   for (const [name, tensor] of [
     ['weight', weight],
     ['bias', bias],
@@ -70,8 +79,19 @@ export function checkFused(device: WebGpuDevice, { x, residual, weight, bias, ou
     expectShape(tensor as Tensor, [n], name)
     expectDType(tensor as Tensor, residual.dtype, name)
   }
-  if (out !== undefined) checkWritten(device, out, x, residual.dtype, 'out')
+  if (out !== undefined) checkWritten(device, out, residual, residual.dtype, 'out')
   checkEps(eps)
+}
+
+/** x holds as many sums of `count` elements as the rank with most subtrees has. */
+export function checkTree(x: Tensor, count: number, { spans }: TreeCut): void {
+  expectDType(x, 'float32', 'x')
+  const slots = slotsOf(spans)
+  mergesOf(spans, slots) // throws where the spans do not follow one another
+  if (x.size !== slots * count) {
+    throw new ShapeError(`Expected ${slots} subtree sums of ${count} elements for x but received ${formatShape(x.shape)}`)
+  }
+  if (count % 4 !== 0) throw new ShapeError(`Expected a multiple of 4 elements for a sum by the tree but received ${count}`)
 }
 
 /** Two operands that one kernel writes may not share bytes. */

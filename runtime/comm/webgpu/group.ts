@@ -1,13 +1,16 @@
 // WebGpuGroup: what the ranks of one group share: their devices, the order of their collectives, and how partials and results are laid out.
-import { type DType, dtypeSize, isFloat } from '../../core/dtype.ts'
+import { type DType, dtypeSize } from '../../core/dtype.ts'
 import { type Shape, sizeOf } from '../../core/shape.ts'
 import { Tensor } from '../../core/tensor.ts'
+import { slotsOf } from '../../core/tree.ts'
 import type { Range } from '../../device/webgpu/commands.ts'
 import type { WebGpuDevice } from '../../device/webgpu/device.ts'
 import { copyBytes, type Operand } from '../../device/webgpu/launch.ts'
 import type { GpuStorage } from '../../device/webgpu/pool.ts'
-import type { ReduceOp } from '../device-comm.ts'
-import { type Cluster, clustersOf, emptySlices, exchange, mergeLanes, type Slices, slicesOf } from './clusters.ts'
+import { treeSum } from '../../device/webgpu/tree.ts'
+import { STEP_BYTES, wireType } from '../algorithms.ts'
+import type { ReduceOp, TreeCut } from '../device-comm.ts'
+import { type Cluster, clustersOf, emptySlices, exchange, mergeLanes, type Slices, type Source, slicesOf } from './clusters.ts'
 import { reduceSlices } from './kernels.ts'
 import { Scope } from './scope.ts'
 
@@ -21,6 +24,8 @@ export class WebGpuGroup {
   /** By rank of the group. */
   readonly devices: readonly WebGpuDevice[]
   readonly clusters: readonly Cluster[]
+  /** What one more wait for a device is worth in bytes, for the choice of algorithms; `tune` measures it. */
+  stepBytes: number = STEP_BYTES
   #last: Promise<unknown> = Promise.resolve()
 
   constructor(devices: readonly WebGpuDevice[]) {
@@ -54,22 +59,44 @@ export class WebGpuGroup {
   }
 
   /**
-   * What is left to reduce on each device: its ranks' operands where it is alone, else one partial of every device. Between devices
-   * floats travel as float32, so that the result is rounded once.
+   * What is left to reduce on each device of `targets`: its ranks' operands where it is alone, else one partial of every device. Between
+   * devices floats travel as float32, so that the result is rounded once.
    */
-  async partials(scope: Scope, operands: readonly Operand[], op: ReduceOp): Promise<Slices[]> {
+  async partials(scope: Scope, operands: readonly Operand[], op: ReduceOp, targets: readonly Cluster[] = this.clusters): Promise<Slices[]> {
+    if (this.clusters.length === 1) return this.side(scope, operands, targets)
+    const { sources, dtype } = this.sources(scope, operands, op)
+    return exchange(scope, sources, targets, (sources[0] as Source).range.byteLength, dtype)
+  }
+
+  /**
+   * One partial a device, ready to travel: what its ranks add up to, as float32 where they are floats so that the result is rounded once; or
+   * the operands themselves where every device has one rank.
+   */
+  sources(scope: Scope, operands: readonly Operand[], op: ReduceOp): { sources: Source[]; dtype: DType } {
     const [{ dtype, count }] = operands as [Operand]
-    const { clusters } = this
-    if (clusters.length === 1 || clusters.length === operands.length) return this.side(scope, operands, clusters)
-    const wire = isFloat(dtype) ? 'float32' : dtype
-    const bytes = count * dtypeSize(wire)
-    const sources = clusters.map((cluster) => {
-      const x = slicesOf(scope, cluster, rangesOf(cluster, operands), dtype)
-      const y = emptySlices(scope, cluster, 1, bytes, wire)
+    const single = this.clusters.length === operands.length
+    const wire = wireType(dtype, single)
+    const sources = this.clusters.map((cluster) => {
+      const ranges = rangesOf(cluster, operands)
+      if (single) return { cluster, range: ranges[0] as Range }
+      const y = emptySlices(scope, cluster, 1, count * dtypeSize(wire), wire)
+      const x = slicesOf(scope, cluster, ranges, dtype)
       reduceSlices(cluster, x, { range: y.range, dtype: wire, use: 'w', count, padded: true }, op === 'avg' ? 'sum' : op, 1)
-      return { cluster, range: { ...y.range, byteLength: bytes } }
+      return { cluster, range: { ...y.range, byteLength: count * dtypeSize(wire) } }
     })
-    return exchange(scope, sources, clusters, bytes, wire)
+    return { sources, dtype: wire }
+  }
+
+  /** The sums of all ranks' subtrees, joined on each device in the order of the tree. */
+  async joined(scope: Scope, operands: readonly Operand[], { spans }: TreeCut): Promise<Slices[]> {
+    const count = (operands[0] as Operand).count / slotsOf(spans)
+    const sides = await this.side(scope, operands, this.clusters)
+    return this.clusters.map((cluster, i) => {
+      const { range, pitch } = sides[i] as Slices
+      const sum = emptySlices(scope, cluster, 1, count * 4, 'float32')
+      if (count > 0) treeSum(cluster.sink, range, pitch, { ...sum.range, byteLength: count * 4 }, count, spans)
+      return sum
+    })
   }
 
   /** All ranks' operands side by side, in rank order, on each device of `targets`. */

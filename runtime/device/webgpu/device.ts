@@ -3,7 +3,7 @@ import type { DType } from '../../core/dtype.ts'
 import { DeviceError, type RankmeshError } from '../../core/errors.ts'
 import type { Storage, TensorDevice } from '../../core/storage.ts'
 import type { Tensor } from '../../core/tensor.ts'
-import type { Attention, Device, KernelTime, RopeAppend } from '../device.ts'
+import type { Attention, Device, KernelTime, RopeAppend, TreeProduct } from '../device.ts'
 import { Gpu, openGpu } from './gpu.ts'
 import { copyBytes, laneSink, type Sink } from './launch.ts'
 import * as ops from './ops.ts'
@@ -11,6 +11,7 @@ import type { AdapterChoice, Platform } from './platform.ts'
 import { type GpuStorage, gpuStorage, writableStorage } from './pool.ts'
 import { Profiler } from './profiler.ts'
 import type { DeviceStats } from './recorder.ts'
+import { matmulTree } from './tree.ts'
 
 export class WebGpuDevice implements Device {
   readonly kind = 'webgpu'
@@ -98,6 +99,10 @@ export class WebGpuDevice implements Device {
 
   matmul(x: Tensor, w: Tensor, options?: { bias?: Tensor | undefined; out?: Tensor }): Tensor {
     return ops.matmul(this, x, w, options)
+  }
+
+  matmulTree(x: Tensor, w: Tensor, options: TreeProduct): Tensor {
+    return matmulTree(this, x, w, options)
   }
 
   ropeAppend(x: Tensor, options: RopeAppend): Tensor {

@@ -264,7 +264,7 @@ export function form(element: 'f32' | 'bf16' | 'f16' | Prelude, scalar: boolean)
 }
 
 /** `out` where it fits, else a new tensor. The last check of an operation: behind it nothing fails, so nothing is queued in vain. */
-function result(device: WebGpuDevice, operands: readonly Tensor[], out: Tensor | undefined, shape: Shape, dtype: DType): Tensor {
+export function result(device: WebGpuDevice, operands: readonly Tensor[], out: Tensor | undefined, shape: Shape, dtype: DType): Tensor {
   checkUsable(device, operands)
   if (!out) return new Tensor(device, device.allocate(sizeOf(shape) * dtypeSize(dtype)), shape, dtype)
   expectShape(out, shape, 'out')

@@ -1,6 +1,7 @@
 // Every `.wgsl` file as text, and the program of a kernel: the rank prelude, its dtype preludes, its own file.
 import add from '../../../shaders/add.wgsl'
 import allReduce from '../../../shaders/all_reduce.wgsl'
+import allReduceFusion from '../../../shaders/all_reduce_fusion.wgsl'
 import allReduceRmsNorm from '../../../shaders/all_reduce_rms_norm.wgsl'
 import attention from '../../../shaders/attention.wgsl'
 import cast from '../../../shaders/cast.wgsl'
@@ -9,7 +10,9 @@ import copyBytes from '../../../shaders/copy_bytes.wgsl'
 import embedding from '../../../shaders/embedding.wgsl'
 import matmul from '../../../shaders/matmul.wgsl'
 import matmulTiled from '../../../shaders/matmul_tiled.wgsl'
+import matmulTree from '../../../shaders/matmul_tree.wgsl'
 import matvec from '../../../shaders/matvec.wgsl'
+import moeCombine from '../../../shaders/moe_combine.wgsl'
 import bf16 from '../../../shaders/prelude/bf16.wgsl'
 import bf16x1 from '../../../shaders/prelude/bf16x1.wgsl'
 import f16 from '../../../shaders/prelude/f16.wgsl'
@@ -17,6 +20,7 @@ import f16x1 from '../../../shaders/prelude/f16x1.wgsl'
 import f32 from '../../../shaders/prelude/f32.wgsl'
 import f32x1 from '../../../shaders/prelude/f32x1.wgsl'
 import i32 from '../../../shaders/prelude/i32.wgsl'
+import narrow from '../../../shaders/prelude/narrow.wgsl'
 import rank from '../../../shaders/prelude/rank.wgsl'
 import u32 from '../../../shaders/prelude/u32.wgsl'
 import u32x1 from '../../../shaders/prelude/u32x1.wgsl'
@@ -31,6 +35,7 @@ import rope from '../../../shaders/rope.wgsl'
 import siluMul from '../../../shaders/silu_mul.wgsl'
 import softmax from '../../../shaders/softmax.wgsl'
 import topK from '../../../shaders/top_k.wgsl'
+import treeSum from '../../../shaders/tree_sum.wgsl'
 
 /** Element types a kernel can be built for; `x1` are the forms for rows whose length is no multiple of four. */
 export type Prelude = 'f32' | 'f32x1' | 'bf16' | 'bf16x1' | 'f16' | 'f16x1' | 'i32' | 'u32' | 'u32x1'
@@ -55,6 +60,7 @@ interface Source {
 export type KernelName =
   | 'add'
   | 'all_reduce'
+  | 'all_reduce_fusion'
   | 'all_reduce_rms_norm'
   | 'attention'
   | 'cast'
@@ -63,16 +69,20 @@ export type KernelName =
   | 'embedding'
   | 'matmul'
   | 'matmul_tiled'
+  | 'matmul_tree'
   | 'matvec'
+  | 'moe_combine'
   | 'rms_norm'
   | 'rope'
   | 'silu_mul'
   | 'softmax'
   | 'top_k'
+  | 'tree_sum'
 
 const SOURCES: Record<KernelName, Source> = {
   add: { text: add, access: 'rrw' },
   all_reduce: { text: allReduce, access: 'rw' },
+  all_reduce_fusion: { text: `${narrow}\n${allReduceFusion}`, access: 'rrrrwwww' },
   all_reduce_rms_norm: { text: allReduceRmsNorm, access: 'rwrrw' },
   attention: { text: attention, access: 'rrrw' },
   cast: { text: cast, access: 'rw' },
@@ -81,12 +91,15 @@ const SOURCES: Record<KernelName, Source> = {
   embedding: { text: embedding, access: 'rrw' },
   matmul: { text: matmul, access: 'rrrw' },
   matmul_tiled: { text: matmulTiled, access: 'rrrw' },
+  matmul_tree: { text: matmulTree, access: 'rrrw' },
   matvec: { text: matvec, access: 'rrrw' },
+  moe_combine: { text: moeCombine, access: 'rrrrw' },
   rms_norm: { text: rmsNorm, access: 'rrw' },
   rope: { text: rope, access: 'rrwww' },
   silu_mul: { text: siluMul, access: 'rw' },
   softmax: { text: softmax, access: 'rw' },
   top_k: { text: topK, access: 'rww' },
+  tree_sum: { text: treeSum, access: 'rw' },
 }
 
 export const KERNEL_NAMES: readonly KernelName[] = Object.keys(SOURCES) as KernelName[]

@@ -1,0 +1,74 @@
+// allGather2D on WebGPU: blocks of rows gathered in place, at any pitch and distance between the ranks' blocks.
+import { dtypeSize } from '../../core/dtype.ts'
+import { ArgumentError, checkInteger, ShapeError } from '../../core/errors.ts'
+import { formatShape } from '../../core/shape.ts'
+import type { Tensor } from '../../core/tensor.ts'
+import { copyRuns, type Operand } from '../../device/webgpu/launch.ts'
+import type { Pitched } from '../device-comm.ts'
+import type { MeetOptions } from '../rendezvous.ts'
+import { checkWritten, describeTensor } from './checks.ts'
+import { emptySlices, readAll, sliceAt, upload } from './clusters.ts'
+import { partOf, sameRange } from './land.ts'
+import type { Hold, Member } from './member.ts'
+
+/** Gives the buffer, which then holds every rank's block. */
+export async function allGather2D(member: Member, buffer: Tensor, layout: Pitched & MeetOptions): Promise<Tensor> {
+  const { pitch, stride, width, height, ...options } = layout ?? ({} as Pitched)
+  const { group, size } = member
+  const check = (): void => {
+    checkWritten(member.device, buffer, buffer, buffer?.dtype, 'buffer')
+    checkLayout({ pitch, stride, width, height }, size, buffer)
+  }
+  const call = `allGather2D(${describeTensor(buffer)}, pitch ${pitch}, stride ${stride}, ${height} x ${width})`
+  const prepare = (hold: Hold): Operand => {
+    check()
+    return hold(buffer, 'rw')
+  }
+  await member.run<Operand, null>(call, prepare, options, async (operands, scope) => {
+    const nothing = operands.map(() => null)
+    if (width * height === 0 || size === 1) return nothing
+    const unit = dtypeSize(buffer.dtype)
+    const [row, bytes] = [width * unit, width * height * unit]
+    const all = group.clusters.map((cluster) => emptySlices(scope, cluster, size, bytes, buffer.dtype))
+    const own = operands.map(({ range }, rank) => {
+      const cluster = group.home(rank)
+      const to = sliceAt(all[group.clusters.indexOf(cluster)] as (typeof all)[0], rank, bytes)
+      const from = partOf(range, rank * stride * unit, range.byteLength - rank * stride * unit)
+      copyRuns(cluster.sink, from, to, { a: 1, b: height, width: row, srcA: row, srcB: pitch * unit, dstA: row, dstB: row })
+      return { cluster, range: to }
+    })
+    const read = group.clusters.length > 1 ? await readAll(own) : []
+    for (const [i, cluster] of group.clusters.entries()) {
+      const slices = all[i] as (typeof all)[0]
+      for (const [rank, source] of own.entries()) {
+        if (source.cluster !== cluster) upload(cluster, sliceAt(slices, rank, bytes), read[rank] as Uint8Array<ArrayBuffer>)
+      }
+      const ranks = { count: size, src: slices.pitch, dst: stride * unit }
+      const rows = { count: height, src: row, dst: pitch * unit }
+      const [a, b] = height === 1 || stride < pitch ? [ranks, rows] : [rows, ranks]
+      const runs = { a: a.count, b: b.count, width: row, srcA: a.src, srcB: b.src, dstA: a.dst, dstB: b.dst }
+      const places = cluster.ranks.map((rank) => (operands[rank] as Operand).range)
+      for (const [k, place] of places.entries()) {
+        if (!places.slice(0, k).some((other) => sameRange(other, place))) copyRuns(cluster.sink, slices.range, place, runs)
+      }
+    }
+    return nothing
+  })
+  return member.counted(buffer, buffer)
+}
+
+/** Blocks lie beside each other in each row, or one behind the other; never over each other. */
+function checkLayout({ pitch, stride, width, height }: Pitched, ranks: number, { size, shape }: Tensor): void {
+  for (const [name, value] of Object.entries({ pitch, stride, width, height })) checkInteger(name, value, 0)
+  if (width * height === 0) return
+  const block = (height - 1) * pitch + width
+  const beside = stride >= width && (height === 1 || (ranks - 1) * stride + width <= pitch)
+  const behind = stride >= block && (height === 1 || pitch >= width)
+  if (ranks > 1 ? !beside && !behind : height > 1 && pitch < width) {
+    throw new ArgumentError(
+      `Blocks of ${height} rows of ${width} at pitch ${pitch} and stride ${stride} overlap; give pitch ≥ ranks * width and stride ≥ width, or pitch ≥ width and stride ≥ height * pitch`,
+    )
+  }
+  const end = (ranks - 1) * stride + block
+  if (end > size) throw new ShapeError(`The blocks end at element ${end} but the buffer ${formatShape(shape)} has ${size}; make it larger`)
+}

@@ -1,0 +1,178 @@
+// allReduceResidualBiasRMSNormEx on WebGPU: rows summed over one group by their owners, normalised, and handed to another group.
+import { dtypeSize } from '../../core/dtype.ts'
+import { ArgumentError, CollectiveMismatchError, invalidArgument, ShapeError } from '../../core/errors.ts'
+import { formatShape } from '../../core/shape.ts'
+import type { Tensor } from '../../core/tensor.ts'
+import type { Range } from '../../device/webgpu/commands.ts'
+import { copyBytes, floatType, type Operand } from '../../device/webgpu/launch.ts'
+import { checkEps, expectDType, expectShape } from '../../device/webgpu/ops.ts'
+import { writableStorage } from '../../device/webgpu/pool.ts'
+import type { FusedNormEx } from '../device-comm.ts'
+import { innerSize, type OwnedRows, ownedRows } from '../ownership.ts'
+import type { MeetOptions } from '../rendezvous.ts'
+import { checkApart, checkHere, checkWritten, describeShape, describeTensor } from './checks.ts'
+import { slicesOf } from './clusters.ts'
+import { fusedNorm } from './kernels.ts'
+import { land, type Piece, partOf, sameRange } from './land.ts'
+import type { Hold, Member } from './member.ts'
+import type { Scope } from './scope.ts'
+
+/** A group split off another, by its members' ranks in the world. */
+export interface Subgroup {
+  readonly members: readonly number[]
+}
+
+interface Operands {
+  hidden: Operand
+  residual: Operand
+  weight: Operand
+  bias: Operand | null
+  /** This rank's groups, by ranks of the whole one. */
+  group0: readonly number[]
+  group1: readonly number[]
+}
+
+/** Gives hidden. */
+export async function allReduceResidualBiasRMSNormEx(
+  member: Member,
+  args: FusedNormEx<Subgroup>,
+  options: MeetOptions = {},
+): Promise<Tensor> {
+  const given = args ?? ({} as FusedNormEx<Subgroup>)
+  const { hidden, residual, weight, bias, eps = 1e-6, zeroCentered = false, localTokenNums } = given
+  const flags = `eps ${eps}${bias ? ', bias' : ''}${zeroCentered ? ', zeroCentered' : ''}`
+  const tokens = describeShape(localTokenNums)
+  const sizes = [given.group0, given.group1].map((group) => group?.members?.length ?? member.size)
+  const call = `allReduceResidualBiasRMSNormEx(${describeTensor(hidden)}, groups of ${sizes.join(' and ')}, tokens ${tokens}, ${flags})`
+  const prepare = (hold: Hold): Operands => {
+    const [group0, group1] = [ranksOf(member, given.group0, 'group0'), ranksOf(member, given.group1, 'group1')]
+    const inner = innerSize(member.size, group0.length, group1.length, localTokenNums)
+    checkOperands(member, given, eps, ownedRows(localTokenNums, inner))
+    const own = group0.length === inner ? group0 : group1
+    const first = member.rank - (member.rank % inner)
+    if (!own.every((rank, i) => rank === first + i)) {
+      throw new ArgumentError(
+        `Expected the smaller group of rank ${member.rank} to be ranks ${first} to ${first + inner - 1} in this order`,
+      )
+    }
+    const held = { hidden: hold(hidden, 'rw'), residual: hold(residual, 'rw'), weight: hold(weight, 'r') }
+    checkApart(held.hidden, held.residual, 'hidden and residual')
+    return { ...held, bias: bias ? hold(bias, 'r') : null, group0, group1 }
+  }
+  await member.run<Operands, null>(call, prepare, options, async (payloads, scope) => {
+    checkGroups(payloads)
+    const n = hidden.shape.at(-1) as number
+    if (n === 0) return payloads.map(() => null)
+    const inner = innerSize(member.size, ...(sizes as [number, number]), localTokenNums)
+    const normed = await normOwned(member, scope, payloads, ownedRows(localTokenNums, inner), { n, eps, zeroCentered })
+    await handOut(member, scope, payloads, normed)
+    return payloads.map(() => null)
+  })
+  member.counts.fused++
+  return member.counted(hidden, hidden)
+}
+
+/** Finished rows, and where in every hidden they belong. */
+interface Normed {
+  owner: number
+  range: Range
+  start: number
+}
+
+/** Brings the partial rows to their owners' devices and norms them there; residual rows are updated in place. */
+async function normOwned(
+  { group }: Member,
+  scope: Scope,
+  payloads: readonly Operands[],
+  owned: readonly OwnedRows[],
+  dims: { n: number; eps: number; zeroCentered: boolean },
+): Promise<Normed[]> {
+  const [{ hidden }] = payloads as [Operands]
+  const unit = dims.n * dtypeSize(hidden.dtype)
+  const work = owned
+    .map(({ offset, first, last }, owner) => ({ owner, start: (offset + first) * unit, local: first * unit, rows: last - first }))
+    .filter(({ rows }) => rows > 0)
+  const pieces = work.flatMap(({ owner, start, rows }) =>
+    (payloads[owner] as Operands).group0.map((rank): Piece => {
+      const range = partOf((payloads[rank] as Operands).hidden.range, start, rows * unit)
+      return { cluster: group.home(rank), range, to: group.home(owner) }
+    }),
+  )
+  const landed = await land(scope, pieces)
+  return work.map(({ owner, start, local, rows }) => {
+    const cluster = group.home(owner)
+    const { group0, residual, weight, bias } = payloads[owner] as Operands
+    const slices = slicesOf(scope, cluster, landed.splice(0, group0.length), hidden.dtype)
+    const { buffer, offset } = scope.scratch(cluster.gpu.pool.allocate(rows * unit))
+    const range = { buffer, offset, byteLength: rows * unit }
+    const count = rows * dims.n
+    const own: Operand = { ...residual, range: partOf(residual.range, local, rows * unit), count, padded: false }
+    const out: Operand = { range, dtype: hidden.dtype, use: 'w', count, padded: true }
+    fusedNorm(scope, cluster, slices, { residual: own, weight, bias, out }, { ...dims, rows })
+    return { owner, range, start }
+  })
+}
+
+/** Writes the finished rows into the hidden of every member of their owner's group1; all partial rows have been read by then. */
+async function handOut({ group }: Member, scope: Scope, payloads: readonly Operands[], normed: readonly Normed[]): Promise<void> {
+  const pieces = normed.flatMap(({ owner, range, start }) =>
+    (payloads[owner] as Operands).group1.map((rank) => {
+      const place = partOf((payloads[rank] as Operands).hidden.range, start, range.byteLength)
+      return { cluster: group.home(owner), range, to: group.home(rank), place }
+    }),
+  )
+  const landed = await land(scope, pieces)
+  for (const [i, { to, place }] of pieces.entries()) {
+    const from = landed[i] as Range
+    if (!sameRange(from, place)) copyBytes(to.sink, from, place, place.byteLength)
+  }
+}
+
+/** The members of a group all name that group. */
+function checkGroups(payloads: readonly Operands[]): void {
+  for (const name of ['group0', 'group1'] as const) {
+    for (const [rank, { [name]: own }] of payloads.entries()) {
+      const other = own.find((peer) => String(payloads[peer]?.[name]) !== String(own))
+      if (other !== undefined)
+        throw new CollectiveMismatchError(`Ranks ${rank} and ${other} name different groups as ${name}`, { rank: other })
+    }
+  }
+}
+
+/** A subgroup's members as ranks of the whole group. */
+function ranksOf({ host, rank }: Member, group: Subgroup | null, name: string): number[] {
+  if (group === null) return host.members.map((_, i) => i)
+  if (!Array.isArray(group?.members)) throw invalidArgument(name, 'a communicator split off this one, or null for this one,', group)
+  const ranks = group.members.map((member: number) => host.members.indexOf(member))
+  if (ranks.includes(-1) || !ranks.includes(rank))
+    throw new ArgumentError(`Expected ${name} to be split off this group and to have this rank`)
+  return ranks
+}
+
+function checkOperands(
+  { device, rank }: Member,
+  { hidden, residual, weight, bias, localTokenNums }: FusedNormEx<Subgroup>,
+  eps: number,
+  owned: readonly OwnedRows[],
+): void {
+  checkHere(device, hidden, 'hidden')
+  floatType(hidden.dtype, 'hidden')
+  const n = hidden.shape.at(-1)
+  if (n === undefined) throw new ShapeError('Expected [tokens, n] for hidden but received a scalar')
+  const total = localTokenNums.reduce((a, b) => a + b, 0)
+  expectShape(hidden, [total, n], 'hidden')
+  checkWritten(device, hidden, hidden, hidden.dtype, 'hidden')
+  checkHere(device, residual, 'residual')
+  expectDType(residual, hidden.dtype, 'residual')
+  writableStorage(device.gpu.pool, residual.storage)
+  const { last } = owned[rank] as OwnedRows
+  if (residual.shape.length !== 2 || residual.shape[1] !== n || (residual.shape[0] as number) < last) {
+    throw new ShapeError(`Expected [at least ${last}, ${n}] for residual but received ${formatShape(residual.shape)}`)
+  }
+  for (const [name, tensor] of Object.entries({ weight, ...(bias && { bias }) })) {
+    checkHere(device, tensor, name)
+    expectShape(tensor, [n], name)
+    expectDType(tensor, hidden.dtype, name)
+  }
+  checkEps(eps)
+}

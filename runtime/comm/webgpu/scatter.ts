@@ -1,0 +1,180 @@
+// The WebGPU collectives that deal parts out: scatter from one rank, allToAll between all.
+import { dtypeSize } from '../../core/dtype.ts'
+import { CollectiveMismatchError, checkInteger, ShapeError } from '../../core/errors.ts'
+import { formatShape, resolveDim, sizeOf, splitAt } from '../../core/shape.ts'
+import { Tensor } from '../../core/tensor.ts'
+import type { Range } from '../../device/webgpu/commands.ts'
+import { copyBytes, copyRuns, type Operand } from '../../device/webgpu/launch.ts'
+import type { GpuStorage } from '../../device/webgpu/pool.ts'
+import type { AllToAllOptions } from '../device-comm.ts'
+import type { MeetOptions } from '../rendezvous.ts'
+import { checkMoved, checkParts, describeTensor } from './checks.ts'
+import { type Cluster, slicesOf } from './clusters.ts'
+import type { WebGpuGroup } from './group.ts'
+import { land, type Piece, partOf } from './land.ts'
+import type { Hold, Member } from './member.ts'
+import type { Scope } from './scope.ts'
+import { checkSizes } from './vector.ts'
+
+/** Rank r gets the r-th part of rank src's x along dim. The others' x is not looked at. */
+export async function scatter(
+  member: Member,
+  x: Tensor | null,
+  { src = 0, dim = 0, ...options }: { src?: number; dim?: number } & MeetOptions = {},
+): Promise<Tensor> {
+  const { group, size } = member
+  const check = (): void => {
+    checkInteger('src', src, 0, size - 1)
+    if (member.rank !== src) return
+    checkMoved(member.device, x as Tensor, dim)
+    checkParts((x as Tensor).shape, dim, size)
+  }
+  if (size === 1) {
+    check()
+    return member.bypass(x as Tensor, check)
+  }
+  const prepare = (hold: Hold): { operand: Operand; shape: readonly number[] } | null => {
+    check()
+    return member.rank === src ? { operand: hold(x as Tensor, 'r'), shape: (x as Tensor).shape } : null
+  }
+  const result = await member.run(`scatter(src ${src}, dim ${dim})`, prepare, options, async (payloads, scope) => {
+    const { operand, shape } = payloads[src] as { operand: Operand; shape: readonly number[] }
+    const at = resolveDim(dim, shape.length)
+    const { outer, length, inner } = splitAt(shape, at)
+    const part = shape.map((n, i) => (i === at ? n / size : n))
+    const bytes = sizeOf(part) * dtypeSize(operand.dtype)
+    const width = (length / size) * inner * dtypeSize(operand.dtype)
+    const home = group.home(src)
+    const storages = home.gpu.pool.allocateSlices(size, bytes)
+    const results: Tensor[] = []
+    for (const [rank, storage] of storages.entries()) {
+      if (home.ranks.includes(rank)) results[rank] = group.tensor(scope, rank, storage, part, operand.dtype)
+      else scope.scratch(storage)
+    }
+    const ranges = storages.map(({ buffer, offset }) => ({ buffer, offset, byteLength: bytes }))
+    const [first, second] = ranges as [Range, Range]
+    const pitch = second.offset - first.offset
+    const runs = { a: outer, b: size, width, srcA: size * width, srcB: width, dstA: width, dstB: pitch }
+    copyRuns(home.sink, operand.range, { ...first, byteLength: size * pitch }, runs)
+    const away = ranges.map((range, rank) => ({ cluster: home, range, to: group.home(rank), rank })).filter(({ to }) => to !== home)
+    const landed = await land(scope, away)
+    for (const [i, { rank, to }] of away.entries()) {
+      const storage = to.gpu.pool.allocate(bytes)
+      results[rank] = group.tensor(scope, rank, storage, part, operand.dtype)
+      copyBytes(to.sink, landed[i] as Range, { buffer: storage.buffer, offset: storage.offset, byteLength: bytes }, bytes)
+    }
+    return results
+  })
+  return member.counted(member.rank === src ? x : null, result)
+}
+
+interface Dealt {
+  operand: Operand
+  splits: readonly number[]
+  outputSplits: readonly number[] | undefined
+}
+
+/** Rank s's rows, cut by its splits: the r-th cut goes to rank r, which gets its cuts in the order of their senders. */
+export async function allToAll(member: Member, x: Tensor, { splits, outputSplits, ...options }: AllToAllOptions = {}): Promise<Tensor> {
+  const { group, size } = member
+  const check = (): readonly number[] => {
+    checkMoved(member.device, x, 0)
+    if (outputSplits !== undefined) checkSizes(outputSplits, size, 'outputSplits')
+    const rows = x.shape[0] as number
+    if (splits === undefined) {
+      checkParts(x.shape, 0, size)
+      return Array<number>(size).fill(rows / size)
+    }
+    checkSizes(splits, size, 'splits')
+    const sum = splits.reduce((a: number, b: number) => a + b, 0)
+    if (sum !== rows)
+      throw new ShapeError(`Expected ${sum} rows, the sum of splits ${formatShape(splits)}, but x is ${formatShape(x.shape)}`)
+    return splits
+  }
+  if (size === 1) {
+    const same = member.bypass(x, check)
+    checkReceived([{ splits: check(), outputSplits }])
+    return same
+  }
+  const prepare = (hold: Hold): Dealt => ({ splits: check(), outputSplits, operand: hold(x, 'r') })
+  const rest = x instanceof Tensor ? `[${['*', ...x.shape.slice(1)].join(', ')}] ${x.dtype}` : describeTensor(x)
+  const result = await member.run(`allToAll(${rest})`, prepare, options, async (payloads, scope) => {
+    checkReceived(payloads)
+    const tail = x.shape.slice(1)
+    const unit = sizeOf(tail) * dtypeSize(x.dtype)
+    const received = payloads.map((_, to) => payloads.reduce((sum, { splits: given }) => sum + (given[to] as number), 0))
+    const places = results(scope, group, received, tail, x)
+    const even = payloads.every(({ splits: given }) => given.every((n) => n === payloads[0]?.splits[0]))
+    if (group.clusters.length === 1 && even && x.size > 0) transpose(scope, group, payloads, places, x.byteLength / size)
+    else await deal(scope, group, payloads, places, unit)
+    return places.map(({ tensor }) => tensor)
+  })
+  return member.counted(x, result)
+}
+
+/** Every rank's result: of one device, slices of one buffer. */
+function results(scope: Scope, group: WebGpuGroup, rows: readonly number[], tail: readonly number[], x: Tensor): Place[] {
+  const unit = sizeOf(tail) * dtypeSize(x.dtype)
+  const places: Place[] = []
+  for (const { gpu, ranks } of group.clusters) {
+    const storages = gpu.pool.allocateSlices(ranks.length, Math.max(...ranks.map((rank) => rows[rank] as number)) * unit)
+    for (const [k, rank] of ranks.entries()) {
+      const storage = storages[k] as GpuStorage
+      const range = { buffer: storage.buffer, offset: storage.offset, byteLength: (rows[rank] as number) * unit }
+      places[rank] = { range, tensor: group.tensor(scope, rank, storage, [rows[rank] as number, ...tail], x.dtype) }
+    }
+  }
+  return places
+}
+
+interface Place {
+  range: Range
+  tensor: Tensor
+}
+
+/** Equal splits on one device: one dispatch. */
+function transpose(scope: Scope, { clusters }: WebGpuGroup, payloads: readonly Dealt[], places: readonly Place[], width: number): void {
+  const [cluster] = clusters as [Cluster]
+  const operands = payloads.map(({ operand }) => operand)
+  const slices = slicesOf(
+    scope,
+    cluster,
+    operands.map(({ range }) => range),
+    (operands[0] as Operand).dtype,
+  )
+  const [{ range: first }, { range: second }] = places as [Place, Place]
+  const pitch = second.offset - first.offset
+  const n = payloads.length
+  const runs = { a: n, b: n, width, srcA: slices.pitch, srcB: width, dstA: width, dstB: pitch }
+  copyRuns(cluster.sink, slices.range, { ...first, byteLength: n * pitch }, runs)
+}
+
+async function deal(scope: Scope, group: WebGpuGroup, payloads: readonly Dealt[], places: readonly Place[], unit: number): Promise<void> {
+  const pieces: (Piece & { place: Range })[] = []
+  const filled = places.map(() => 0)
+  for (const [from, { operand, splits }] of payloads.entries()) {
+    let start = 0
+    for (const [rank, rows] of splits.entries()) {
+      const bytes = rows * unit
+      const place = partOf((places[rank] as Place).range, filled[rank] as number, bytes)
+      if (bytes > 0) pieces.push({ cluster: group.home(from), range: partOf(operand.range, start, bytes), to: group.home(rank), place })
+      filled[rank] = (filled[rank] as number) + bytes
+      start += bytes
+    }
+  }
+  const landed = await land(scope, pieces)
+  for (const [i, { to, place }] of pieces.entries()) copyBytes(to.sink, landed[i] as Range, place, place.byteLength)
+}
+
+/** What a rank expects to receive must be what the others send it. */
+function checkReceived(payloads: readonly Pick<Dealt, 'splits' | 'outputSplits'>[]): void {
+  for (const [rank, { outputSplits }] of payloads.entries()) {
+    const sent = payloads.map(({ splits }) => splits[rank] as number)
+    if (outputSplits?.some((n, from) => n !== sent[from])) {
+      throw new CollectiveMismatchError(
+        `Rank ${rank} of allToAll expects rows ${formatShape(outputSplits)} but is sent ${formatShape(sent)}; outputSplits[s] is splits[${rank}] of rank s`,
+        { rank },
+      )
+    }
+  }
+}

@@ -1,0 +1,152 @@
+// Two-shot reductions over several devices: each device finishes its own part of everybody's partials, then all get all finished parts.
+import { dtypeSize } from '../../core/dtype.ts'
+import type { Tensor } from '../../core/tensor.ts'
+import type { Span } from '../../core/tree.ts'
+import type { Range } from '../../device/webgpu/commands.ts'
+import { copyBytes, type Operand } from '../../device/webgpu/launch.ts'
+import type { ReduceOp } from '../device-comm.ts'
+import { type Cluster, emptySlices, readAll, type Slices, type Source, sliceAt, upload } from './clusters.ts'
+import type { Target } from './group.ts'
+import { fusedNorm, reduceSlices } from './kernels.ts'
+import { type Member, operandsOf } from './member.ts'
+import type { Scope } from './scope.ts'
+
+export interface FusedOperands {
+  x: Operand
+  residual: Operand
+  weight: Operand
+  bias: Operand | null
+  out: Target | undefined
+}
+
+/** Elements [start, start + count) for each of `devices`, cut at multiples of `unit`; the last parts may be empty. */
+export function partsOf(count: number, devices: number, unit: number): Span[] {
+  const size = Math.ceil(Math.ceil(count / unit) / devices) * unit
+  return Array.from({ length: devices }, (_, i) => {
+    const start = Math.min(i * size, count)
+    return { start, count: Math.min(size, count - start) }
+  })
+}
+
+/**
+ * `sources` are the partials, one a device, in the order of the clusters; device i finishes elements `parts[i]`. `finish` records the kernels
+ * for one device's part and returns what is finished, one range for each of its results. Gives a function that puts a result's parts, of
+ * every device, into a range of device i. Two waits for each device.
+ */
+export async function twoShot(
+  scope: Scope,
+  sources: readonly Source[],
+  dtype: Slices['dtype'],
+  parts: readonly Span[],
+  finish: (cluster: Cluster, x: Slices, part: Span) => Range[],
+): Promise<(index: number, result: number, to: Range) => void> {
+  const size = dtypeSize(dtype)
+  const partials = await readAll(sources)
+  const finished: Range[][] = sources.map(({ cluster, range }, i) => {
+    const part = parts[i] as Span
+    if (part.count === 0) return []
+    const bytes = part.count * size
+    const slices = emptySlices(scope, cluster, sources.length, bytes, dtype)
+    partials.forEach((partial, k) => {
+      const to = sliceAt(slices, k, bytes)
+      const at = part.start * size
+      if (k === i) copyBytes(cluster.sink, { ...range, offset: range.offset + at, byteLength: bytes }, to, bytes)
+      else upload(cluster, to, partial.slice(at, at + bytes))
+    })
+    return finish(cluster, slices, part)
+  })
+  const leaving = finished.flatMap((ranges, i) => ranges.map((range) => ({ cluster: (sources[i] as Source).cluster, range })))
+  const data = await readAll(leaving)
+  const bytesOf = new Map(leaving.map(({ range }, i) => [range, data[i] as Uint8Array<ArrayBuffer>]))
+  return (index, result, to) => {
+    const { cluster } = sources[index] as Source
+    let at = to.offset
+    for (const [owner, ranges] of finished.entries()) {
+      const range = ranges[result]
+      if (!range) continue
+      put(scope, cluster, owner === index ? range : (bytesOf.get(range) as Uint8Array<ArrayBuffer>), {
+        ...to,
+        offset: at,
+        byteLength: range.byteLength,
+      })
+      at += range.byteLength
+    }
+  }
+}
+
+/** Writes bytes, or copies a range of the same device, to a place of any alignment. */
+function put(scope: Scope, cluster: Cluster, from: Range | Uint8Array<ArrayBuffer>, to: Range): void {
+  if (!(from instanceof Uint8Array)) {
+    if (from.buffer !== to.buffer || from.offset !== to.offset) copyBytes(cluster.sink, from, to, to.byteLength)
+    return
+  }
+  if (to.offset % 4 === 0 && to.byteLength % 4 === 0) {
+    upload(cluster, to, from)
+    return
+  }
+  const { range } = emptySlices(scope, cluster, 1, to.byteLength, 'uint8')
+  upload(cluster, { ...range, byteLength: to.byteLength }, from)
+  copyBytes(cluster.sink, range, to, to.byteLength)
+}
+
+/** allReduce: each device reduces its own elements. */
+export async function twoShotAllReduce(
+  { group, size }: Member,
+  scope: Scope,
+  payloads: readonly { x: Operand; out: Target | undefined }[],
+  x: Tensor,
+  op: ReduceOp,
+): Promise<Tensor[]> {
+  const { sources, dtype } = group.sources(scope, operandsOf(payloads), op)
+  const parts = partsOf(x.size, sources.length, 4)
+  const deliver = await twoShot(scope, sources, dtype, parts, (cluster, slices, { count }) => {
+    const byteLength = count * dtypeSize(x.dtype)
+    const y = emptySlices(scope, cluster, 1, byteLength, x.dtype)
+    reduceSlices(cluster, slices, { range: y.range, dtype: x.dtype, use: 'w', count, padded: true }, op, size)
+    return [{ ...y.range, byteLength }]
+  })
+  const targets = payloads.map(({ out }) => out)
+  return group.spread(scope, x.shape, x.dtype, targets, (_, i, y) => deliver(i, 0, y.range))
+}
+
+/** The fused kernel: each device finishes its own rows, residual and result. Every rank's residual is whole afterwards. */
+export async function twoShotFused(
+  { group }: Member,
+  scope: Scope,
+  payloads: readonly FusedOperands[],
+  residual: Tensor,
+  { rows, n, ...norm }: { rows: number; n: number; eps: number; zeroCentered: boolean },
+): Promise<Tensor[]> {
+  const { sources, dtype } = group.sources(scope, operandsOf(payloads), 'sum')
+  const leadOf = ({ ranks }: Cluster): FusedOperands => payloads[ranks[0] as number] as FusedOperands
+  const size = dtypeSize(residual.dtype)
+  const deliver = await twoShot(scope, sources, dtype, partsOf(rows * n, sources.length, n), (cluster, slices, { start, count }) => {
+    const { residual: whole, weight, bias } = leadOf(cluster)
+    const byteLength = count * size
+    const own: Operand = {
+      ...whole,
+      range: { ...whole.range, offset: whole.range.offset + start * size, byteLength },
+      count,
+      padded: false,
+    }
+    const y = emptySlices(scope, cluster, 1, byteLength, residual.dtype)
+    const out: Operand = { range: y.range, dtype: residual.dtype, use: 'w', count, padded: true }
+    fusedNorm(scope, cluster, slices, { residual: own, weight, bias, out }, { rows: count / n, n, ...norm })
+    return [{ ...y.range, byteLength }, own.range]
+  })
+  const targets = payloads.map(({ out }) => out)
+  return group.spread(scope, residual.shape, residual.dtype, targets, (cluster, i, y) => {
+    deliver(i, 0, y.range)
+    deliver(i, 1, leadOf(cluster).residual.range)
+    shareResidual(cluster, payloads)
+  })
+}
+
+/** Gives the residual of a device's first rank to those of its others that are memory of their own. */
+export function shareResidual({ sink, ranks }: Cluster, payloads: readonly FusedOperands[]): void {
+  const [lead, ...others] = ranks.map((rank) => payloads[rank]) as [FusedOperands, ...FusedOperands[]]
+  const from = lead.residual.range
+  for (const { range: to } of others.map((other) => other.residual)) {
+    if (to.buffer !== from.buffer || to.offset !== from.offset) copyBytes(sink, from, to, from.byteLength)
+  }
+}
