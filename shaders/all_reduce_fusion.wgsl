@@ -48,9 +48,6 @@ struct Params {
 @group(0) @binding(8) var<storage, read_write> scales: array<u32>;
 
 const GROUPS = 256u; // worked on at a time
-const F448 = 0x43e00000u;
-const LEAST_ROW_SCALE = 0x36924925u; // (1 / 512) / 448
-const LEAST_GROUP_SCALE = 0x2edbe6ffu; // 1e-10
 
 var<workgroup> part: array<f32, WG>;
 var<workgroup> peaks: array<u32, WG>;
@@ -145,17 +142,6 @@ fn row_peak(lane: u32, peak: u32) -> u32 {
   return peaks[0];
 }
 
-// The bits of the largest |v|; NaN counts as 0.
-fn peak4(v: vec4f) -> u32 {
-  let a = magnitudes(v);
-  let b = select(a, vec4u(0u), a > vec4u(F32_INFINITY));
-  return max(max(b.x, b.y), max(b.z, b.w));
-}
-
-fn product(v: vec4f, factor: vec4f) -> vec4u {
-  return select(magnitudes(v * factor), magnitudes(v), magnitudes(v) >= vec4u(F32_INFINITY));
-}
-
 // factor / scale for a code of e4m3, exactly: the code is 8 to 15 times a power of two.
 fn block_factor(code: u32) -> f32 {
   if (code == 0u) {
@@ -186,17 +172,6 @@ fn block(k: u32, scale: f32) -> u32 {
   return code;
 }
 
-// The word of four block scales that begins with block 4 * word.
-fn block_scales(row: u32, word: u32, words: u32) -> u32 {
-  if (LAYOUT == 0u) {
-    return ((row >> 7u) * words + word) * 128u + (row & 31u) * 4u + ((row & 127u) >> 5u);
-  }
-  if (LAYOUT == 1u) {
-    return ((row >> 3u) * words + word) * 8u + (row & 7u);
-  }
-  return row * words + word;
-}
-
 // Takes a quad into the peaks of the groups from `first` on.
 fn join_groups(i: u32, first: u32, v: vec4f) {
   let j = (4u * i) / p.group - first;
@@ -208,11 +183,6 @@ fn join_groups(i: u32, first: u32, v: vec4f) {
   for (var k = 0u; k < 4u; k++) {
     atomicMax(&group_peaks[j + (at + k) / p.group], peak4(vec4f(v[k], 0.0, 0.0, 0.0)));
   }
-}
-
-// The exponent byte of a group's scale: that of its peak / 448, rounded up to a power of two.
-fn group_exponent(peak: u32) -> u32 {
-  return (max(quotient(peak, F448), LEAST_GROUP_SCALE) + 0x7fffffu) >> 23u;
 }
 
 @compute @workgroup_size(WG)
@@ -266,7 +236,7 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(num_workgroups) groups: ve
       workgroupBarrier();
       if ((lane & 3u) == 0u && k < count) {
         let packed = code | (peaks[lane + 1u] << 8u) | (peaks[lane + 2u] << 16u) | (peaks[lane + 3u] << 24u);
-        scales[si + block_scales(row, k / 4u, words)] = packed;
+        scales[si + block_scales(LAYOUT, row, k / 4u, words)] = packed;
       }
       workgroupBarrier();
     }

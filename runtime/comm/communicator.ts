@@ -100,8 +100,8 @@ export class Communicator {
   }
 
   /** The sum of all ranks' subtree sums (device.matmulTree) in the order of the tree: x [subtrees, ...shape] → shape. */
-  async allReduceTree(x: Tensor, options: { tree: TreeCut; shape: Shape } & MeetOptions): Promise<Tensor> {
-    return this.#comm.allReduceTree(x, options)
+  allReduceTree(x: Tensor, options: { tree: TreeCut; shape: Shape } & MeetOptions): Promise<Tensor> {
+    return echoQuietly(this.#comm.allReduceTree(x, options))
   }
 
   /** All ranks' x concatenated along dim (default: the last). */
@@ -268,8 +268,8 @@ export class Communicator {
   }
 
   /** Measures this group's devices so that reductions over several of them take the better algorithm; see TuneReport. */
-  async tune(options?: MeetOptions): Promise<TuneReport> {
-    return this.#comm.tune(options)
+  tune(options?: MeetOptions): Promise<TuneReport> {
+    return echoQuietly(this.#comm.tune(options))
   }
 
   stats(): CommStats {

@@ -1,6 +1,9 @@
 // Encoders of the narrow formats, put before kernels that quantise: fp8 (e4m3fn) and fp4 (e2m1) codes to nearest even, saturating, signs
-// kept; and a division that is rounded correctly. Bits are compared, not floats: a compiler may assume that there is no NaN.
+// kept; their scales; a division that is rounded correctly. Bits are compared, not floats: a compiler may assume that there is no NaN.
 const F32_INFINITY = 0x7f800000u;
+const F448 = 0x43e00000u;
+const LEAST_ROW_SCALE = 0x36924925u; // (1 / 512) / 448
+const LEAST_GROUP_SCALE = 0x2edbe6ffu; // 1e-10
 
 fn magnitudes(v: vec4f) -> vec4u {
   return bitcast<vec4u>(v) & vec4u(0x7fffffffu);
@@ -48,4 +51,31 @@ fn quotient(a: u32, b: u32) -> u32 {
     return 0u;
   }
   return select((u32(e) << 23u) + q - 0x800000u, F32_INFINITY, e > 254);
+}
+
+// The bits of the largest |v|; NaN counts as 0.
+fn peak4(v: vec4f) -> u32 {
+  let a = magnitudes(v);
+  let b = select(a, vec4u(0u), a > vec4u(F32_INFINITY));
+  return max(max(b.x, b.y), max(b.z, b.w));
+}
+
+fn product(v: vec4f, factor: vec4f) -> vec4u {
+  return select(magnitudes(v * factor), magnitudes(v), magnitudes(v) >= vec4u(F32_INFINITY));
+}
+
+// The exponent byte of a group's scale: that of its peak / 448, rounded up to a power of two.
+fn group_exponent(peak: u32) -> u32 {
+  return (max(quotient(peak, F448), LEAST_GROUP_SCALE) + 0x7fffffu) >> 23u;
+}
+
+// Where the word of four block scales lies that begins with block 4 * word of a row: in tiles of 128 rows, of 8 rows, or row by row.
+fn block_scales(order: u32, row: u32, word: u32, words: u32) -> u32 {
+  if (order == 0u) {
+    return ((row >> 7u) * words + word) * 128u + (row & 31u) * 4u + ((row & 127u) >> 5u);
+  }
+  if (order == 1u) {
+    return ((row >> 3u) * words + word) * 8u + (row & 7u);
+  }
+  return row * words + word;
 }

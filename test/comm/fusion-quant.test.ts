@@ -148,6 +148,7 @@ describe.each(FLOATS)('%s', (dtype) => {
       [129, 48, 3, 1],
       [3, 4096, 64, 4],
       [129, 240, 48, 2],
+      [5, 4000, 5, 1],
     ] as const) {
       const rows = normalRows(dtype, tokens, hidden, ranks)
       await checkStatic(rows, 0.25)
@@ -245,4 +246,15 @@ it('values beside the ties of e4m3 and e2m1 in float32', async () => {
 it('row scales are the nearest float32 to absmax / 448, whatever the mantissa', async () => {
   const rows = normalRows('float32', 4096, 16, 1)
   await checkRows(rows)
+})
+
+it('scales have a floor: rows and groups of nothing, or nearly', async () => {
+  for (const dtype of FLOATS) {
+    for (const value of [0, 1e-6, 2 ** -9, 2 ** -9 * 1.0078125, 1e-7, 4.5e-8]) {
+      const rows = gammaRows(dtype, new Float32Array(32).fill(value), 32)
+      await checkRows(rows)
+      await checkGroups(rows, 16)
+      await checkBlocks(rows, 1, 2)
+    }
+  }
 })

@@ -206,6 +206,23 @@ describe('send and recv', () => {
   })
 })
 
+it('a device that is lost while ranks wait for messages: ERR_DEVICE, also where the peer is on another device', async () => {
+  const [c, d] = [await testDevice(), await testDevice()]
+  const { errors, ms } = await outcomes({ ranks: 3, devices: [c, d] }, async ({ comm, rank }) => {
+    if (rank === 2) {
+      await sleep(5)
+      d.gpu.device.destroy()
+      await sleep(50)
+      return
+    }
+    await comm.recv([3], 'float32', { src: 2 })
+  })
+  expect(codes(errors)).toEqual(['ERR_DEVICE', 'ERR_DEVICE', undefined])
+  expect(ms).toBeLessThan(1500)
+  c.dispose()
+  d.dispose()
+})
+
 describe('the end of a group', () => {
   it('abort: what all ranks wait for and call later fails, naming the rank; other groups go on', async () => {
     await launch({ ranks: 3, devices: [a, b] }, async (context) => {

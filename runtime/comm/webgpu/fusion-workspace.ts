@@ -62,7 +62,7 @@ export class AllReduceFusionWorkspace implements Disposable {
    */
   result(gpu: Gpu, name: string, byteLength: number, capacity: number): GpuStorage {
     const known = this.#results.get(name)
-    if (known && known.byteLength >= byteLength) return known
+    if (known && known.pool === gpu.pool && known.byteLength >= byteLength) return known
     known?.release()
     this.#results.delete(name)
     const storage = gpu.pool.allocate(Math.max(byteLength, capacity))
