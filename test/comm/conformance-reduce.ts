@@ -12,7 +12,7 @@ import { type Group, type Placed, placed, poison, STYLES } from './conformance.t
 export const FLOATS: readonly DType[] = ['float32', 'bfloat16', 'float16']
 const DTYPES: readonly DType[] = [...FLOATS, 'int32', 'uint32']
 const OPS: readonly reference.ReduceOp[] = ['sum', 'prod', 'min', 'max', 'avg']
-const SIZES = [0, 1, 7, 64, 1000, 4096, 4097]
+const SIZES = [0, 1, 7, 10, 64, 1000, 1023, 1024, 4096, 4097]
 const OUTS = ['none', 'symmetric', 'separate', 'narrow', 'shared', 'in place'] as const
 
 /** Relative error of one rounding; a device may divide with 2.5 ulp (avg). */

@@ -199,18 +199,51 @@ it('weightBias, eps and the norm before the residual, against float64', async ()
   })
 })
 
-it('useOneshot changes no bit on one device; two-shot is refused between devices', async () => {
-  const x = random.floats(64)
-  const run = (used: readonly WebGpuDevice[], useOneshot: boolean | 'auto'): Promise<Uint8Array[]> =>
-    launch({ ranks: 2, devices: used }, async ({ comm, device }) => {
-      using input = Tensor.from(x, { shape: [4, 16], device })
-      const found = await comm.allReduceFusion({ input, pattern: P.kAllReduce, useOneshot })
-      return found.output!.bytes()
+it('useOneshot changes no bit, on one device or two', async () => {
+  const [x, stream] = [random.floats(4 * 512), random.floats(4 * 512)]
+  const run = (
+    used: readonly WebGpuDevice[],
+    pattern: number,
+    dtype: DType,
+    useOneshot: boolean | 'auto',
+    fp32Acc = true,
+  ): Promise<string[]> =>
+    launch({ ranks: 4, devices: used }, async ({ rank, comm, device }) => {
+      const make = (data: Float32Array, shape: number[]): Tensor => Tensor.from(data, { shape, dtype, device })
+      const residualIn = make(stream, [4, 512])
+      const rmsGamma = Tensor.full([512], 1.5, { dtype, device })
+      const input = make(
+        x.map((value) => value * (rank + 1)),
+        [4, 512],
+      )
+      const found = await comm.allReduceFusion({
+        ...{ input, pattern: pattern as 0, useOneshot, fp32Acc, scaleFactor: 0.5, layoutCode: 2 },
+        ...(pattern > 0 && { residualIn, rmsGamma }),
+        ...((pattern === 8 || pattern === 9) && { blockQuantGroupSize: 128 }),
+      })
+      const bits = await Promise.all(
+        Object.entries(found)
+          .filter(([, tensor]) => tensor)
+          .map(async ([name, tensor]) => `${name} ${Buffer.from(await (tensor as Tensor).bytes()).toString('hex')}`),
+      )
+      return bits.sort().join()
     })
-  const [first] = await run([a], 'auto')
-  for (const choice of [true, false]) expect((await run([a], choice))[0]).toEqual(first)
-  expect((await run([a, b], true))[0]).toEqual(first)
-  await expect(run([a, b], false)).rejects.toThrow(/useOneshot: false is not built for several devices/)
+  for (const dtype of ['float32', 'bfloat16'] as const) {
+    for (const pattern of [0, 1, 4, 5, 9, 11]) {
+      for (const used of [[a], [a, b]]) {
+        const results = await Promise.all([
+          run(used, pattern, dtype, 'auto'),
+          run(used, pattern, dtype, true),
+          run(used, pattern, dtype, false),
+        ])
+        expect(new Set(results.flat()).size, `pattern ${pattern}, ${dtype}, ${used.length} devices`).toBe(1)
+      }
+    }
+  }
+  await expect(run([a, b], 1, 'bfloat16', false, false)).rejects.toMatchObject({
+    code: 'ERR_ARGUMENT',
+    message: expect.stringContaining('fp32Acc'),
+  })
 })
 
 describe('refuses', () => {

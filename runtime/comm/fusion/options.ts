@@ -46,7 +46,10 @@ export interface AllReduceFusion extends FusionNorm, FusionOutputs {
   input: Tensor
   pattern: AllReduceFusionPattern
   workspace?: AllReduceFusionWorkspace | undefined
-  /** On one device the choice changes nothing. Several devices exchange whole partials: false is refused there. */
+  /**
+   * Between devices: true exchanges whole partials, false has each device sum a part and gather the others' (not with `fp32Acc: false`),
+   * 'auto' takes what moves fewer bytes. On one device, and in the bits, the choice changes nothing.
+   */
   useOneshot?: 'auto' | boolean | undefined
   /** False rounds every partial sum to the dtype. Defaults to true. */
   fp32Acc?: boolean | undefined

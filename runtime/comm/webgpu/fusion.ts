@@ -19,6 +19,7 @@ import {
 import { type PatternTraits, traitsOf } from '../fusion/patterns.ts'
 import type { MeetOptions } from '../rendezvous.ts'
 import { checkApart, checkHere, describeTensor } from './checks.ts'
+import { algorithmFor, checkAlgorithm, reductionCall } from './choose.ts'
 import type { Slices } from './clusters.ts'
 import { WebGpuComm } from './comm.ts'
 import { type FusedShape, fusedRows } from './fusion-kernels.ts'
@@ -27,6 +28,7 @@ import type { AllReduceFusionWorkspace } from './fusion-workspace.ts'
 import { reduceSlices } from './kernels.ts'
 import { type Hold, type Member, operandsOf } from './member.ts'
 import type { Scope } from './scope.ts'
+import { twoShotSums } from './two-shot.ts'
 
 /** What a rank brings for the rows behind the sum. */
 export interface RankRows extends RankPlaces {
@@ -63,8 +65,14 @@ export async function allReduceFusion(comm: DeviceComm, args: AllReduceFusion, o
     checkHere(member.device, input, 'input')
     expectDims(input, 2, 'input')
     floatType(input.dtype, 'input')
-    if (useOneshot === false && member.group.clusters.length > 1) {
-      throw new ArgumentError('useOneshot: false is not built for several devices: they exchange whole partials; leave it out or pass true')
+    const several = member.group.clusters.length > 1
+    if (useOneshot === false && several) {
+      if (given.fp32Acc === false) {
+        throw new ArgumentError(
+          'fp32Acc: false rounds the sum after every rank, which two-shot cannot between devices; leave useOneshot open',
+        )
+      }
+      checkAlgorithm('two-shot', reductionCall(member, 'allReduce', input, Math.ceil(input.size / 4)))
     }
     const rows = prepareRows(member, hold, given, traits, input.shape, given.residualIn?.dtype ?? input.dtype)
     given.workspace?.checkFits(sizeOf(member, input.shape, input.dtype))
@@ -74,8 +82,11 @@ export async function allReduceFusion(comm: DeviceComm, args: AllReduceFusion, o
   const results = member.run(call, prepare, options, async (payloads, scope) => {
     const operands = operandsOf(payloads)
     const { group } = member
-    const whole = given.fp32Acc === false
-    const partials = whole ? await group.side(scope, operands, group.clusters) : await group.partials(scope, operands, 'sum')
+    if (given.fp32Acc === false) return finishRows(member, scope, payloads, await group.side(scope, operands, group.clusters))
+    const wanted =
+      useOneshot === 'auto' || useOneshot === undefined || group.clusters.length === 1 ? undefined : useOneshot ? 'one-shot' : 'two-shot'
+    const algorithm = algorithmFor(member, reductionCall(member, 'allReduce', input, Math.ceil(input.size / 4)), wanted)
+    const partials = algorithm === 'two-shot' ? await twoShotSums(member, scope, operands) : await group.partials(scope, operands, 'sum')
     return finishRows(member, scope, payloads, partials)
   })
   return counted(member, input, await results)

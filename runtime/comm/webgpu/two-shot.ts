@@ -109,6 +109,23 @@ export async function twoShotAllReduce(
   return group.spread(scope, x.shape, x.dtype, targets, (_, i, y) => deliver(i, 0, y.range))
 }
 
+/** The sums alone, float32 and whole on every device: for kernels that then finish all rows on each of them. */
+export async function twoShotSums({ group, size }: Member, scope: Scope, operands: readonly Operand[]): Promise<Slices[]> {
+  const { sources, dtype } = group.sources(scope, operands, 'sum')
+  const [{ count }] = operands as [Operand]
+  const deliver = await twoShot(scope, sources, dtype, partsOf(count, sources.length, 4), (cluster, slices, part) => {
+    const byteLength = part.count * 4
+    const { range } = emptySlices(scope, cluster, 1, byteLength, 'float32')
+    reduceSlices(cluster, slices, { range, dtype: 'float32', use: 'w', count: part.count, padded: true }, 'sum', size)
+    return [{ ...range, byteLength }]
+  })
+  return group.clusters.map((cluster, i) => {
+    const sum = emptySlices(scope, cluster, 1, count * 4, 'float32')
+    deliver(i, 0, { ...sum.range, byteLength: count * 4 })
+    return sum
+  })
+}
+
 /** The fused kernel: each device finishes its own rows, residual and result. Every rank's residual is whole afterwards. */
 export async function twoShotFused(
   { group }: Member,
