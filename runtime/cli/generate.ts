@@ -45,7 +45,7 @@ export async function generate(args: GenerateArguments): Promise<number> {
     ...(args.deterministic !== undefined && { deterministic: args.deterministic as 'tp-invariant' }),
     profile: args.profile ?? false,
     signal: stop.signal,
-    onDevice: ({ name, description, software }) => note(deviceLine(name, description, software)),
+    onDevice: ({ name, description, software, group }) => note(`${deviceLine(name, description, software)}Group: ${group}.\n`),
     onProgress: quiet ? () => {} : progressLine(),
     onText: (text) => void process.stdout.write(text),
   }

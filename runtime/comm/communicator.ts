@@ -272,6 +272,11 @@ export class Communicator {
     return echoQuietly(this.#comm.tune(options))
   }
 
+  /** One line: the group's ranks, their devices, and which algorithms its reductions take. */
+  describe(): string {
+    return this.#comm.describe()
+  }
+
   stats(): CommStats {
     return this.#comm.stats()
   }

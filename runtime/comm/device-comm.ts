@@ -163,6 +163,8 @@ export interface DeviceComm {
   split(options: { color: number | null; key?: number }): Promise<DeviceComm | null>
   /** Measures this group's devices for the choice of algorithms; collective. */
   tune(options?: MeetOptions): Promise<TuneReport>
+  /** One line: the group's ranks, their devices, and which algorithms its reductions take. */
+  describe(): string
   stats(): CommStats
   /** This rank takes part no more: later calls throw ERR_ARGUMENT, what its peers still call fails with ERR_RANK_FAILED. */
   destroy(): void

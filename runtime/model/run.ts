@@ -19,7 +19,7 @@ export interface RunOptions extends Pick<LaunchOptions, 'ranks' | 'device' | 'de
   /** Told as weights are read: bytes over all ranks, so far and in all. */
   onProgress?: (progress: { loaded: number; total: number; ranks: number }) => void
   /** Told once, before any weight is read. */
-  onDevice?: (device: { name: string; description: string; software: boolean }) => void
+  onDevice?: (device: { name: string; description: string; software: boolean; group: string }) => void
   /** Receives the text, piece by piece. */
   onText?: (text: string) => void
   /** Measure the share of device time in collectives, on a few more tokens after the text; off by default. */
@@ -79,7 +79,7 @@ async function runRank(context: RankContext, options: RunOptions, progress: { lo
   const { rank, size, device, comm, host } = context
   const { folder, prompt, capacity, deterministic, onText = () => {}, onDevice = () => {}, onProgress = () => {} } = options
   const lead = rank === 0
-  if (lead) onDevice({ name: device.name, description: device.description, software: device.software })
+  if (lead) onDevice({ name: device.name, description: device.description, software: device.software, group: comm.describe() })
   const start = performance.now()
   using model = await LanguageModel.load(folder, context, {
     ...(capacity !== undefined && { capacity }),

@@ -30,6 +30,7 @@ describe('rankmesh generate', () => {
     expect(four.stderr).toMatch(/rank +device +heads/)
     expect(four.stderr).toMatch(/10 collectives \(9 fused\)/)
     expect(four.stderr).toMatch(/1 submit, 1 map/)
+    expect(four.stderr).toMatch(/^Group: 4 ranks \(4 on .+\): reductions on-device\.$/m)
   })
 
   it('--quiet prints the text alone', async () => {
@@ -55,7 +56,7 @@ describe('rankmesh generate', () => {
       stderr
         .trimEnd()
         .split('\n')
-        .filter((line) => !line.startsWith('Device')),
+        .filter((line) => !/^(Device|Group)/.test(line)),
     ).toHaveLength(1)
   })
 

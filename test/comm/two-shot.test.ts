@@ -1,5 +1,5 @@
 // One-shot and two-shot over three and four devices: the same bits, the sum within rounding, the waits and bytes each declares.
-import { afterAll, describe, expect, it } from 'vitest'
+import { afterAll, describe, expect, it, vi } from 'vitest'
 import type { AlgorithmName } from '../../runtime/comm/algorithms.ts'
 import type { DType } from '../../runtime/core/dtype.ts'
 import { Tensor } from '../../runtime/core/tensor.ts'
@@ -104,6 +104,30 @@ it('refuses an algorithm that cannot run, or that ranks do not agree on', async 
     comm.allReduce(Tensor.full([64], 1, { device }), { algorithm: rank === 1 ? 'one-shot' : 'two-shot' }),
   )
   await expect(mixed).rejects.toMatchObject({ code: 'ERR_COLLECTIVE_MISMATCH' })
+})
+
+it('RANKMESH_DEBUG=comm says what was chosen and why; nothing is said without it', async () => {
+  const said: string[] = []
+  const log = vi.spyOn(console, 'error').mockImplementation((line: string) => void said.push(line))
+  const run = (): Promise<string[]> =>
+    launch({ ranks: 3, devices: devices.slice(0, 3) }, async ({ comm, device }) => {
+      await comm.allReduce(Tensor.full([1000], 1, { device }))
+      return comm.describe()
+    })
+  try {
+    await run()
+    expect(said).toEqual([])
+    process.env.RANKMESH_DEBUG = 'comm'
+    const [line] = await run()
+    expect(said[0]).toBe(`rankmesh: ${line}`)
+    expect(line).toMatch(/^3 ranks \(1 on .+, 1 on .+, 1 on .+\): reductions one-shot or two-shot/)
+    expect(said.at(-1)).toMatch(
+      /^rankmesh: allReduce of 1000 float32 over 1\+1\+1 ranks: one-shot, 1 step, 8000 bytes into a device .* against two-shot/,
+    )
+  } finally {
+    delete process.env.RANKMESH_DEBUG
+    log.mockRestore()
+  }
 })
 
 it('tune screens the bits, then agrees on figures that every rank holds', async () => {

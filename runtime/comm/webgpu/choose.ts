@@ -3,6 +3,7 @@ import { platform } from '#platform'
 import { ArgumentError, invalidArgument } from '../../core/errors.ts'
 import type { Tensor } from '../../core/tensor.ts'
 import { ALGORITHMS, type AlgorithmName, chooseAlgorithm, type ReductionCall } from '../algorithms.ts'
+import type { WebGpuGroup } from './group.ts'
 import type { Member } from './member.ts'
 
 export function reductionCall({ group }: Member, collective: ReductionCall['collective'], x: Tensor, pieces: number): ReductionCall {
@@ -22,9 +23,20 @@ export function checkAlgorithm(name: AlgorithmName | undefined, call: ReductionC
 /** The algorithm for a call, the same on every rank. With RANKMESH_DEBUG=comm each choice is a line on standard error. */
 export function algorithmFor(member: Member, call: ReductionCall, wanted?: AlgorithmName): AlgorithmName {
   const { algorithm, reason } = wanted ? { algorithm: wanted, reason: 'asked for' } : chooseAlgorithm(call, member.group.stepBytes)
-  if (platform.env('RANKMESH_DEBUG') === 'comm') {
-    const { collective, count, dtype, ranksPerDevice } = call
-    console.error(`rankmesh: ${collective} of ${count} ${dtype} over ${ranksPerDevice.join('+')} ranks: ${algorithm}, ${reason}`)
-  }
+  const { collective, count, dtype, ranksPerDevice } = call
+  debug(`${collective} of ${count} ${dtype} over ${ranksPerDevice.join('+')} ranks: ${algorithm}, ${reason}`)
   return algorithm
+}
+
+/** A group in one line: ranks, devices, and what its reductions take. */
+export function describeGroup({ clusters, stepBytes }: WebGpuGroup): string {
+  const ranks = clusters.reduce((n, cluster) => n + cluster.ranks.length, 0)
+  const devices = clusters.map(({ gpu, ranks }) => `${ranks.length} on ${gpu.info.adapter}`).join(', ')
+  const how = clusters.length === 1 ? 'on-device' : `one-shot or two-shot through the host, a wait counted as ${stepBytes} bytes`
+  return `${ranks} rank${ranks === 1 ? '' : 's'} (${devices}): reductions ${how}`
+}
+
+/** With RANKMESH_DEBUG=comm, a line on standard error. */
+export function debug(line: string): void {
+  if (platform.env('RANKMESH_DEBUG') === 'comm') console.error(`rankmesh: ${line}`)
 }

@@ -24,6 +24,7 @@ import type { LocalHostComm } from '../host.ts'
 import type { MeetOptions } from '../rendezvous.ts'
 import { Channels } from './channels.ts'
 import { checkHere, describeShape, describeTensor } from './checks.ts'
+import { debug, describeGroup } from './choose.ts'
 import { allGather, broadcast, broadcastInto, gather } from './gather.ts'
 import { WebGpuGroup } from './group.ts'
 import { type Common, Member } from './member.ts'
@@ -63,6 +64,7 @@ export class WebGpuComm implements DeviceComm {
       const common = { group, channels: new Channels(devices) }
       return devices.map(() => common)
     })
+    if (host.rank === 0) debug(describeGroup(common.group))
     return new WebGpuComm(host, common)
   }
 
@@ -182,6 +184,10 @@ export class WebGpuComm implements DeviceComm {
 
   tune(options?: MeetOptions): Promise<TuneReport> {
     return tune(this.member, this, options)
+  }
+
+  describe(): string {
+    return describeGroup(this.member.group)
   }
 
   stats(): CommStats {
