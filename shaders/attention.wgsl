@@ -3,7 +3,9 @@
 // The token at position m = start + t sees keys j with m - window < j <= m (window 0: all j <= m). Query head h reads kv head
 // h / (heads / kv_heads). Operands: 1 q [tokens, heads * dim], 2 k cache, 3 v cache [capacity, kv_heads * dim] (read), 4 y [tokens, heads * dim]
 // (written). dim is a multiple of 4, at most 4 * MAX_QUADS. Grid: one workgroup per token and head; its lanes take keys in turn, each with a
-// running maximum and sum (online softmax), and a binary tree joins the lanes: the bits depend on the token's own keys only.
+// running maximum and sum (online softmax), and a binary tree joins the lanes: the bits depend on the token's own keys only. Contract: with
+// r the largest difference of two scores of a token, |error| <= (16 + 4 r + keys + dim) * 2^-24 * max |v|, and r's own error from q k^T,
+// which has that of a product of dim terms (matvec.wgsl).
 override WG: u32 = 16;
 
 const MAX_QUADS = 64u;

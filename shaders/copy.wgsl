@@ -2,7 +2,7 @@
 //
 // Operands: 1 src (read), 2 dst (written inside the runs only). Width and strides count the prelude's quads (16 bytes, or 4 with u32x1), of
 // which all of them, and both bases, are multiples; dst runs ascend: width <= dst_a, a * dst_a <= dst_b. Grid: one invocation per quad of
-// dst's region.
+// dst's region. Contract: exact.
 override WG: u32 = 64;
 // False where p.a, or p.b, is 1: it saves a division, which is slow on some adapters.
 override MANY_A: bool = true;

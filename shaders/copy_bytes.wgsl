@@ -1,7 +1,8 @@
 // dst[b][a][0 .. width) = src[a][b][0 .. width): copies a grid of byte runs, swapping the two axes; any alignment.
 //
 // Operands: 1 src (read), 2 dst (written inside the runs only: the other bytes of a word keep their value). Width and strides in bytes; dst
-// runs ascend: width <= dst_a, a * dst_a <= dst_b. Grid: one invocation per word of dst's region. MANY_A, MANY_B as in copy.wgsl.
+// runs ascend: width <= dst_a, a * dst_a <= dst_b. Grid: one invocation per word of dst's region. MANY_A, MANY_B as in copy.wgsl. Contract:
+// exact.
 override WG: u32 = 64;
 override MANY_A: bool = true;
 override MANY_B: bool = true;

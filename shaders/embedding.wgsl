@@ -1,7 +1,7 @@
 // y[t] = table[id[t] - first], or zeros where id[t] is outside [first, first + rows): a vocabulary shard's partial result.
 //
 // Operands: 1 ids [tokens] (u32), 2 table [rows, n] (read), 3 y [tokens, n] (written). `first` is the rank's own number. `quads` = n in quads.
-// Grid: one invocation per quad of y.
+// Grid: one invocation per quad of y. Contract: exact where y's type holds the table's values, else rounded to nearest even.
 override WG: u32 = 64;
 
 struct Params {

@@ -2,7 +2,7 @@
 //
 // Operands as in matvec.wgsl. Each invocation computes a block of TOKENS (1, 4 or 8) tokens by 4 outputs, k ascending: per quad of k it loads
 // TOKENS + 4 quads and makes 16 * TOKENS multiplications. The bits of a row depend neither on TOKENS nor on the other rows. Grid: x over
-// blocks of outputs, y over blocks of tokens. Suits adapters without fast workgroup memory.
+// blocks of outputs, y over blocks of tokens. Suits adapters without fast workgroup memory. Contract: as matvec.wgsl.
 override WG: u32 = 16;
 override TOKENS: u32 = 8;
 override HAS_BIAS: bool = false;

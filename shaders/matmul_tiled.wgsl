@@ -1,7 +1,7 @@
 // y[t][o] = sum_k x[t][k] * w[o][k] (+ bias[o]): a product for many tokens, tiled through workgroup memory, for real GPUs.
 //
 // Operands as in matvec.wgsl. A workgroup of 16 x 16 computes a tile of 64 tokens by 64 outputs, k in steps of 4 quads, ascending; each
-// invocation holds a 4 x 4 block. Grid: x over tiles of outputs, y over tiles of tokens.
+// invocation holds a 4 x 4 block. Grid: x over tiles of outputs, y over tiles of tokens. Contract: as matvec.wgsl.
 override HAS_BIAS: bool = false;
 
 const TILE = 64u;

@@ -4,7 +4,8 @@
 // first block in the whole of k. Inside a block k ascends; blocks are joined in pairs by the one binary tree over all blocks. Where WHOLE, k is
 // all here: the subtrees are joined too, right to left, and the result is y[t][o] (+ bias[o]). Operands: 1 x [tokens, k] (read), 2 w [outs, k]
 // (read, weight type), 3 bias [outs] (float32, read where HAS_BIAS), 4 y (float32, written). Grid: x over blocks of 4 outputs, y over blocks of
-// TOKENS (1 or 4) tokens. The bits of a row depend neither on TOKENS nor on the other rows.
+// TOKENS (1 or 4) tokens. The bits of a row depend neither on TOKENS nor on the other rows. Contract: as matvec.wgsl, whichever way k is
+// cut.
 override WG: u32 = 16;
 override TOKENS: u32 = 4;
 override HAS_BIAS: bool = false;

@@ -3,7 +3,8 @@
 // x [tokens, (heads + 2*kv_heads) * dim] holds q, k, v side by side. Pair (i, i + dim/2) of a q or k head at position m turns by
 // m * frequency[i] (rotate-half convention); `table` [positions, dim/2] holds (cos, sin) of these angles. Operands: 1 x, 2 table (read),
 // 3 q [tokens, heads * dim], 4 k cache, 5 v cache [capacity, kv_heads * dim] (written, from row `start` on). All float32.
-// Grid: one invocation per token, head and pair.
+// Grid: one invocation per token, head and pair. Contract: two products and a sum, with cos and sin rounded to float32: |error| <= 4 *
+// 2^-24 * (|a| + |b|); values are copied exactly.
 override WG: u32 = 64;
 
 struct Params {

@@ -2,7 +2,7 @@
 //
 // Operands: 1 x [rows, n] (read, float32), 2 values [rows, k] (float32), 3 indices [rows, k] (u32) (written). NaN counts as lowest.
 // Grid: one workgroup per row. Round i finds the first (value, index) after the one of round i-1 in that order: k passes over the row, meant
-// for k up to about a hundred.
+// for k up to about a hundred. Contract: exact.
 override WG: u32 = 64;
 
 struct Params {

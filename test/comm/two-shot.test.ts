@@ -1,6 +1,6 @@
 // One-shot and two-shot over three and four devices: the same bits, the sum within rounding, the waits and bytes each declares.
 import { afterAll, describe, expect, it, vi } from 'vitest'
-import type { AlgorithmName } from '../../runtime/comm/algorithms.ts'
+import { ALGORITHMS, type AlgorithmName } from '../../runtime/comm/algorithms.ts'
 import type { DType } from '../../runtime/core/dtype.ts'
 import { Tensor } from '../../runtime/core/tensor.ts'
 import { openDevice } from '../../runtime/device/open.ts'
@@ -79,17 +79,27 @@ describe.each(GROUPS)(`%s (seed ${start})`, (_, on, ranks) => {
   })
 })
 
-it('costs what it declares: one wait a device, or two', async () => {
+it('costs what it declares: waits, and bytes each way', async () => {
   const count = 4000
-  const waits = async (algorithm: AlgorithmName): Promise<number[]> => {
-    const before = devices.map((device) => device.stats.maps)
+  const measured = async (algorithm: AlgorithmName): Promise<Record<'maps' | 'bytesToHost' | 'bytesToDevice', number>[]> => {
+    const before = devices.map((device) => device.stats)
     await launch({ ranks: 4, devices }, async ({ comm, device }) => {
-      await comm.allReduce(Tensor.full([count], 1, { device }), { algorithm })
+      const x = await comm.allocate([count])
+      const y = await comm.allReduce(x, { algorithm })
+      await device.sync() // what was uploaded for the last step counts too
+      y.dispose()
     })
-    return devices.map((device, i) => device.stats.maps - (before[i] as number))
+    return devices.map(({ stats }, i) => ({
+      maps: stats.maps - (before[i]?.maps as number) - 1,
+      bytesToHost: stats.bytesToHost - (before[i]?.bytesToHost as number) - 4,
+      bytesToDevice: stats.bytesToDevice - (before[i]?.bytesToDevice as number),
+    }))
   }
-  expect(await waits('one-shot')).toEqual([1, 1, 1, 1])
-  expect(await waits('two-shot')).toEqual([2, 2, 2, 2])
+  const call = { collective: 'allReduce', count, dtype: 'float32', pieces: count / 4, ranksPerDevice: [1, 1, 1, 1] } as const
+  for (const algorithm of ALGORITHMS.filter(({ refuses }) => refuses(call) === null)) {
+    const { steps, bytesToHost, bytesToDevice } = algorithm.cost(call)
+    for (const device of await measured(algorithm.name)) expect(device).toEqual({ maps: steps, bytesToHost, bytesToDevice })
+  }
 })
 
 it('refuses an algorithm that cannot run, or that ranks do not agree on', async () => {

@@ -157,13 +157,14 @@ describe('files', () => {
 
   for (const file of kernelFiles) {
     const name = file.replace('.wgsl', '') as KernelName
-    it(`${file} states formula, operands and grid, and binds what the registry says`, () => {
+    it(`${file} states formula, operands, grid and numeric contract, and binds what the registry says`, () => {
       const text = read(file)
       const head = heading(text)
       expect(head.length).toBeGreaterThan(80)
       expect(head, 'a formula').toMatch(/ = |holds \(cos, sin\)/)
       expect(head).toMatch(/Operands(: 1 | as in )/)
       expect(head).toMatch(/Grid: /)
+      expect(head).toMatch(/Contract: |Exact /)
       const bindings = [...text.matchAll(/@group\(0\) @binding\((\d)\) var<(uniform|storage, read|storage, read_write)>/g)]
       expect(bindings.map((match) => Number(match[1]))).toEqual(bindings.map((_, i) => i))
       expect(bindings[0]?.[2]).toBe('uniform')
