@@ -95,18 +95,21 @@ async function runRank(context: RankContext, options: RunOptions, progress: { lo
   let text = ''
   let newTokens = 0
   let firstAt = begin
+  let lastAt = begin
   let before: CommStats = comm.stats()
+  let after = before
   for await (const token of model.generate(prompt, options)) {
+    // Figures end with the last token: the step that finds the end of the text is nobody's.
+    lastAt = performance.now()
+    after = comm.stats()
     if (newTokens++ === 0) {
-      firstAt = performance.now()
-      before = comm.stats()
+      firstAt = lastAt
+      before = after
     }
     text += token.text
     if (lead && token.text !== '') onText(token.text)
   }
-  const end = performance.now()
   if (newTokens === 0 && text === '') throw new ArgumentError('The model ended the text at once; give another prompt')
-  const after = comm.stats()
   const steps = Math.max(1, newTokens - 1)
   const per = (key: keyof CommStats): number => (after[key] - before[key]) / steps
   return {
@@ -119,7 +122,7 @@ async function runRank(context: RankContext, options: RunOptions, progress: { lo
       newTokens,
       loadSeconds: (begin - start) / 1000,
       firstTokenSeconds: (firstAt - begin) / 1000,
-      tokensPerSecond: (1000 * (newTokens - 1)) / (end - firstAt),
+      tokensPerSecond: (1000 * (newTokens - 1)) / (lastAt - firstAt),
       perToken: { collectives: per('collectives'), fused: per('fused'), bytes: per('bytes'), submits: per('submits'), maps: per('maps') },
       collectiveShare: options.profile ? await profile(context, model) : null,
     },

@@ -110,6 +110,19 @@ describe('runModel', () => {
   })
 })
 
+it('a run that ends at a stop token reports what one token took', async () => {
+  const report = await runModel({
+    folder: fileFolder(dir),
+    ranks: 2,
+    devices: [device],
+    prompt: 'KING RICHARD',
+    maxNewTokens: 100,
+    stopIds: [10],
+  })
+  expect(report.newTokens).toBeLessThan(60)
+  expect(report.perToken).toMatchObject({ fused: 9, collectives: 10, submits: 1, maps: 1 })
+})
+
 describe('loading', () => {
   it('a rank reads its part of the files', async () => {
     const read = await launch({ ranks: 4, devices: [device] }, async (context) => {
