@@ -2,11 +2,12 @@
 import * as bandwidth from './bandwidth.mjs'
 import * as fused from './fused.mjs'
 import * as invariant from './invariant.mjs'
+import * as moe from './moe.mjs'
 import * as patterns from './patterns.mjs'
 import * as peers from './peers.mjs'
 import * as ranks from './ranks.mjs'
 
-const BENCHMARKS = { ranks, invariant, fused, patterns, bandwidth, peers }
+const BENCHMARKS = { ranks, invariant, fused, patterns, moe, bandwidth, peers }
 const names = process.argv.slice(2)
 
 if (names.length === 0) {
