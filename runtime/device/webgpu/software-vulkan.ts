@@ -26,7 +26,7 @@ export async function withSoftwareVulkan<T>(use: () => Promise<T>): Promise<T | 
   const isOnly = loadVulkan() !== undefined
   const before = process.env.VK_ICD_FILENAMES
   try {
-    const folder = unpacked()
+    const folder = unpacked('swiftshader')
     open(join(folder, 'libvulkan.so.1'))
     process.env.VK_ICD_FILENAMES = join(folder, 'vk_swiftshader_icd.json')
   } catch (error) {
@@ -50,13 +50,15 @@ function open(library: string): string {
   }
 }
 
-/** The folder of the driver's files, unpacked on first use beside the package, or in a private temporary folder. */
-function unpacked(): string {
-  const entry = resolve('@sparticuz/chromium')
-  const home = join(dirname(entry), '..')
-  const archive = join(home, 'bin', 'swiftshader.tar.br')
+/**
+ * The folder of the files that an archive of @sparticuz/chromium holds, unpacked on first use beside the package, or in a private
+ * temporary folder where that cannot be written.
+ */
+export function unpacked(archiveName: string): string {
+  const home = join(dirname(resolve('@sparticuz/chromium')), '..')
+  const archive = join(home, 'bin', `${archiveName}.tar.br`)
   const version = JSON.parse(readFileSync(join(home, 'package.json'), 'utf8')).version
-  const folder = join(home, '..', '..', '.cache', 'rankmesh', `swiftshader-${version}`)
+  const folder = join(home, '..', '..', '.cache', 'rankmesh', `${archiveName}-${version}`)
   if (existsSync(folder)) return folder
   try {
     mkdirSync(dirname(folder), { recursive: true })
@@ -70,7 +72,7 @@ function unpacked(): string {
     return folder
   } catch (error) {
     if ((error as NodeJS.ErrnoException).code !== 'EACCES' && (error as NodeJS.ErrnoException).code !== 'EROFS') throw error
-    const fresh = mkdtempSync(join(tmpdir(), 'rankmesh-swiftshader-'))
+    const fresh = mkdtempSync(join(tmpdir(), `rankmesh-${archiveName}-`))
     process.on('exit', () => rmSync(fresh, { recursive: true, force: true }))
     unpack(archive, fresh)
     return fresh
