@@ -25,4 +25,9 @@ export const platform: Platform = {
     channel.port2.postMessage(null)
   },
   env: () => undefined,
+  serialize() {
+    throw new BackendUnavailableError('In a page all ranks share one thread; values are not carried between threads')
+  },
+  deserialize: (bytes) => bytes,
+  publish: () => {},
 }

@@ -1,4 +1,6 @@
 // The WebGPU platform of Node: npm `webgpu` (Dawn) on the system's GPU, else on the software Vulkan that @sparticuz/chromium carries.
+import { channel } from 'node:diagnostics_channel'
+import { deserialize, serialize } from 'node:v8'
 import { BackendUnavailableError, describe } from '../../core/errors.ts'
 import type { AdapterChoice, FoundAdapter, Platform } from './platform.ts'
 import { loadVulkan, withSoftwareVulkan } from './software-vulkan.ts'
@@ -16,6 +18,15 @@ export const platform: Platform = {
   },
   afterTurn: (task) => void setImmediate(task),
   env: (name) => process.env[name],
+  serialize(value) {
+    const { buffer, byteOffset, byteLength } = serialize(value)
+    return new Uint8Array(buffer as ArrayBuffer, byteOffset, byteLength)
+  },
+  deserialize: (bytes) => deserialize(bytes),
+  publish(name, event) {
+    const found = channel(name)
+    if (found.hasSubscribers) found.publish(event)
+  },
 }
 
 async function find({ adapter, software = false }: AdapterChoice): Promise<FoundAdapter> {

@@ -21,4 +21,10 @@ export interface Platform {
   /** Runs `task` once all promise reactions that are ready now have run. */
   afterTurn(task: () => void): void
   env(name: string): string | undefined
+  /** A value as bytes for another thread or process, as structured clones go. @throws where it cannot be cloned. */
+  serialize(value: unknown): Uint8Array<ArrayBuffer>
+  /** What `serialize` made of a value. `bytes` lie in memory of their own. */
+  deserialize(bytes: Uint8Array<ArrayBuffer>): unknown
+  /** Tells whoever listens to this diagnostics channel. */
+  publish(channel: string, event: object): void
 }

@@ -1,0 +1,114 @@
+// The native addon as TypeScript sees it: every function it exports, typed here and nowhere else. Not there in a page.
+
+/** Something the addon may have been built with. */
+export interface Feature {
+  available: boolean
+  /** Which version or kind, or why it is absent and what would bring it. */
+  detail: string
+}
+
+export interface Features {
+  shm: Feature
+  gloo: Feature
+  cuda: Feature
+  nccl: Feature
+}
+
+/** How a wait ended: all have come, the time is over, or the alarm word is not what it was. */
+export const ARRIVED = 0
+export const EXPIRED = 1
+export const ALARMED = 2
+/** Of reduceShared: two ranks brought different signatures. */
+export const MISMATCHED = 3
+export type WaitResult = 0 | 1 | 2 | 3
+
+/**
+ * One lane in memory that its members share. `words` views all of that memory as 32-bit words (pass typed arrays into the addon, never
+ * buffers); member m's epoch word is `words[at + m * 32]`, the word behind it counts who sleeps on it.
+ */
+export interface LaneWords {
+  words: Int32Array
+  at: number
+  members: number
+  /** This rank's index among them. */
+  me: number
+  /** Index of the word that changes when something has happened that every waiter must look at. */
+  alarm: number
+}
+
+/** A segment of memory that processes of one machine and user share. */
+export interface Segment {
+  /** The memory as seen by this thread. Stays mapped as long as anything refers to it. */
+  readonly buffer: ArrayBuffer
+  /** Takes the lock of `rank`: it is free again when this process ends, however it ends. @throws where another process has it. */
+  claim(rank: number): void
+  /** Whether some other process (or this one) holds the lock of `rank`. */
+  claimed(rank: number): boolean
+  /** Removes the name; those who have mapped the segment go on using it. Doing so twice is no error. */
+  unlink(): void
+  /** Gives the locks back and closes the file; the memory stays as long as `buffer` is in use. */
+  close(): void
+}
+
+/** Rounds over TCP among machines, by the gloo library. Every call runs on a thread of this object's own, in order. */
+export interface GlooGroup {
+  /** Every rank's bytes, by rank. @throws an Error with gloo's text; the group is of no more use then. */
+  exchange(bytes: Uint8Array, timeoutMs: number): Promise<Uint8Array[]>
+  /** As `exchange`, between two ranks. */
+  exchangePair(peer: number, tag: number, bytes: Uint8Array, timeoutMs: number): Promise<Uint8Array>
+  /** Sum, min or max in place (op 0, 1, 2) by gloo's ring. */
+  allReduce(array: ArrayBufferView, op: 0 | 1 | 2, timeoutMs: number): Promise<void>
+  /** Closes all connections; calls under way reject. */
+  close(): void
+}
+
+/** What gloo needs to find its peers; the addon calls these on the JavaScript thread, while a thread of its own waits. */
+export interface GlooStore {
+  set(key: string, value: Uint8Array): Promise<void>
+  get(key: string, timeoutMs: number): Promise<Uint8Array>
+}
+
+export interface Addon {
+  features(): Features
+  /** Stores `epoch` as this member's and wakes who sleeps on it. */
+  post(lane: LaneWords, epoch: number): void
+  /**
+   * Waits until the epoch of every member has reached `epoch` (wrapping differences). Spins about 50 pauses, then sleeps on a futex, at
+   * most `microseconds` in all. `alarm` is the alarm word's value as the caller last saw it.
+   */
+  wait(lane: LaneWords, epoch: number, alarm: number, microseconds: number): WaitResult
+  /** As `wait` for longer, on a thread of its own, so that the event loop goes on; at most `milliseconds`. */
+  waitAsync(lane: LaneWords, epoch: number, alarm: number, milliseconds: number): Promise<WaitResult>
+  /** Adds one to words[alarm] and wakes everybody who sleeps on a word of these lanes. */
+  ring(words: Int32Array, alarm: number, lanes: readonly { at: number; members: number }[]): void
+  /**
+   * One in-place all-reduce in shared memory, for lanes whose words behind the sleepers' counts hold a signature (words +2 and +3).
+   * `slots` views, for each member, its block of shared memory; `array` is this member's operand: private memory that is carried through
+   * the slots in rounds, or, where `inPlace`, the member's slot itself. Elements are added in the order of members. Takes up to `rounds`
+   * epochs after `epoch`; `state` (Int32Array of 8, zeroed by the caller before a reduction) says where a call that EXPIRED goes on.
+   */
+  reduceShared(lane: LaneWords, slots: readonly ArrayBufferView[], array: ArrayBufferView, reduction: Reduction, state: Int32Array): WaitResult
+  /** out[i] = ((parts[0][i] + parts[1][i]) + parts[2][i]) + ..., float32, vectorised, in this order. Views of equal length. */
+  sumFloat32(parts: readonly Float32Array[], out: Float32Array): void
+  /** A new segment of zeroes, readable by this user alone. @throws where the name is taken or the memory is not there. */
+  createSegment(name: string, byteLength: number): Segment
+  /** @throws an Error with code ENOENT where there is none (yet). */
+  openSegment(name: string): Segment
+  /** Connects to all peers through the store. `host` is the address to listen on. */
+  connectGloo(options: { rank: number; size: number; host: string; prefix: string; timeoutMs: number }, store: GlooStore): Promise<GlooGroup>
+}
+
+export interface Reduction {
+  /** 0 sum, 1 min, 2 max. */
+  op: 0 | 1 | 2
+  /** 0 int32, 1 uint32, 2 int64, 3 uint64, 4 float32, 5 float64. */
+  type: 0 | 1 | 2 | 3 | 4 | 5
+  inPlace: boolean
+  /** Must be equal on all ranks. */
+  signature: number
+  /** The lane's last epoch before this reduction. */
+  epoch: number
+  alarm: number
+  /** How long to block this thread at most, in one call. */
+  microseconds: number
+}
