@@ -1,0 +1,41 @@
+// The addon's entry: what it was built with, and the exports of its parts. Typed for JavaScript in runtime/core/addon.ts.
+#include <napi.h>
+
+#ifdef RANKMESH_GLOO
+#include "gloo.h"
+#endif
+
+namespace {
+
+Napi::Object Feature(Napi::Env env, bool available, const char* detail) {
+  auto feature = Napi::Object::New(env);
+  feature.Set("available", available);
+  feature.Set("detail", detail);
+  return feature;
+}
+
+Napi::Value Features(const Napi::CallbackInfo& info) {
+  const auto env = info.Env();
+  auto features = Napi::Object::New(env);
+  features.Set("shm", Feature(env, true, "POSIX shared memory"));
+#ifdef RANKMESH_GLOO
+  features.Set("gloo", Feature(env, true, "the gloo library, over TCP"));
+#else
+  features.Set("gloo", Feature(env, false, "not there when the addon was built: install libgloo-dev, then run `npm run build:native` again"));
+#endif
+  features.Set("cuda", Feature(env, false, "not part of this version of the addon"));
+  features.Set("nccl", Feature(env, false, "not part of this version of the addon"));
+  return features;
+}
+
+Napi::Object Init(Napi::Env env, Napi::Object exports) {
+  exports.Set("features", Napi::Function::New(env, Features, "features"));
+#ifdef RANKMESH_GLOO
+  InitGloo(env, exports);
+#endif
+  return exports;
+}
+
+}  // namespace
+
+NODE_API_MODULE(rankmesh, Init)

@@ -1,0 +1,45 @@
+// Builds the native addon with cmake-js. `--if-possible`: only where sources are newer than the build, and never fails for want of tools.
+import { spawnSync } from 'node:child_process'
+import { existsSync, readdirSync, statSync } from 'node:fs'
+import { createRequire } from 'node:module'
+import { join } from 'node:path'
+
+const root = join(import.meta.dirname, '..')
+const built = join(root, 'build/Release/rankmesh.node')
+const ifPossible = process.argv.includes('--if-possible')
+
+/** Why the addon cannot be built here; undefined where it can. */
+function obstacle() {
+  for (const [what, tools] of [
+    ['CMake', ['cmake']],
+    ['a C++ compiler', process.platform === 'win32' ? ['cl', 'g++', 'clang++'] : [process.env.CXX, 'c++', 'g++', 'clang++']],
+  ]) {
+    const found = tools.some((tool) => tool && !spawnSync(tool, ['--version'], { stdio: 'ignore' }).error)
+    if (!found) return `${what} is not there`
+  }
+  try {
+    createRequire(import.meta.url).resolve('cmake-js/package.json')
+  } catch {
+    return 'cmake-js is not installed (npm install)'
+  }
+}
+
+function isUpToDate() {
+  if (!existsSync(built)) return false
+  const sources = ['CMakeLists.txt', ...readdirSync(join(root, 'native')).map((name) => join('native', name))]
+  const time = statSync(built).mtimeMs
+  return sources.every((name) => statSync(join(root, name)).mtimeMs <= time)
+}
+
+if (ifPossible && isUpToDate()) process.exit(0)
+const missing = obstacle()
+if (missing) {
+  console.error(`The native addon is not built: ${missing}`)
+  process.exit(ifPossible ? 0 : 1)
+}
+const cmakeJs = join(createRequire(import.meta.url).resolve('cmake-js/package.json'), '../bin/cmake-js')
+// `build` alone would not look for gloo again after the first time.
+for (const command of ['configure', 'build']) {
+  const { status } = spawnSync(process.execPath, [cmakeJs, command, '--log-level', 'warn'], { cwd: root, stdio: 'inherit' })
+  if (status !== 0) process.exit(status ?? 1)
+}
