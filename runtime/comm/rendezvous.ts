@@ -7,6 +7,11 @@ const HISTORY = 8
 /** The longest delay a timer takes. */
 export const MAX_TIMEOUT_MS: number = 2 ** 31 - 1
 
+/** @throws ERR_ARGUMENT for what is no deadline. */
+export function timeoutOf(timeoutMs: unknown): void {
+  checkInteger('timeoutMs', timeoutMs, 1, MAX_TIMEOUT_MS)
+}
+
 export interface MeetOptions {
   /** Milliseconds until ERR_TIMEOUT; the group's own where absent. The shortest of the ranks' counts. */
   timeoutMs?: number | undefined
@@ -88,7 +93,7 @@ export class Rendezvous implements WorldGroup {
     const at = (this.#next[index] as number)++
     this.#note(index, at, call)
     const slot = this.#slot(at)
-    const timing = offerOf(() => checkInteger('timeoutMs', timeoutMs, 1, MAX_TIMEOUT_MS))
+    const timing = offerOf(() => timeoutOf(timeoutMs))
     const mine = 'refusal' in timing ? timing : offer
     if ('refusal' in mine) {
       if (!slot.error) this.#fail(at, slot, refused(me, call, mine.refusal))

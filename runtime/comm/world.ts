@@ -2,7 +2,7 @@
 import { describe, RankFailedError } from '../core/errors.ts'
 
 /** Milliseconds until a collective that misses a rank fails, where the program says nothing. */
-export const DEFAULT_TIMEOUT_MS = 60_000
+export const DEFAULT_TIMEOUT_MS: number = 10 * 60_000
 
 /** What a world tells its groups. */
 export interface WorldGroup {
