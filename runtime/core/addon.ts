@@ -18,13 +18,17 @@ export interface Features {
 export const ARRIVED = 0
 export const EXPIRED = 1
 export const ALARMED = 2
-/** Of reduceShared: two ranks brought different signatures. */
+export type WaitResult = 0 | 1 | 2
+/** Of a reduction: two ranks brought different signatures, lengths, kinds or ops; or one of them is in a round of another kind. */
 export const MISMATCHED = 3
-export type WaitResult = 0 | 1 | 2 | 3
+/** Of a reduction: some ranks' arrays lie in another block than others', or at another place in it, or in no block. */
+export const ELSEWHERE = 4
+export type ReduceResult = WaitResult | 3 | 4
 
 /**
  * One lane in memory that its members share. `words` views all of that memory as 32-bit words (pass typed arrays into the addon, never
- * buffers); member m's epoch word is `words[at + m * 32]`, the word behind it counts who sleeps on it.
+ * buffers); member m's epoch word is `words[at + m * 32]`, the word behind it counts who sleeps on it. Of the words behind those two, pairs
+ * for even and odd epochs, a reduction writes +2 signature, +4 elements, +6 kind and op, +8 block, +10 place in the block.
  */
 export interface LaneWords {
   words: Int32Array
@@ -38,9 +42,9 @@ export interface LaneWords {
 
 /** A segment of memory that processes of one machine and user share. */
 export interface Segment {
-  /** The memory as seen by this thread. Stays mapped as long as anything refers to it. */
+  /** The memory as seen by this thread. Stays mapped as long as anything refers to it; not to be transferred. */
   readonly buffer: ArrayBuffer
-  /** Takes the lock of `rank`: it is free again when this process ends, however it ends. @throws where another process has it. */
+  /** Takes the lock of `rank`: it is free again when this process ends, however it ends. @throws code EBUSY where another one has it. */
   claim(rank: number): void
   /** Whether some other process (or this one) holds the lock of `rank`. */
   claimed(rank: number): boolean
@@ -82,12 +86,12 @@ export interface Addon {
   /** Adds one to words[alarm] and wakes everybody who sleeps on a word of these lanes. */
   ring(words: Int32Array, alarm: number, lanes: readonly { at: number; members: number }[]): void
   /**
-   * One in-place all-reduce in shared memory, for lanes whose words behind the sleepers' counts hold a signature (words +2 and +3).
-   * `slots` views, for each member, its block of shared memory; `array` is this member's operand: private memory that is carried through
-   * the slots in rounds, or, where `inPlace`, the member's slot itself. Elements are added in the order of members. Takes up to `rounds`
-   * epochs after `epoch`; `state` (Int32Array of 8, zeroed by the caller before a reduction) says where a call that EXPIRED goes on.
+   * All-reduces over one lane. `memory` views, for each member, as much shared memory, aligned to 8 bytes. With `block` 0 it is the slots
+   * through which arrays of private memory are carried: the first half of each for even epochs, the second for odd ones. With another
+   * `block`, a number that is the same on all ranks, it is where the arrays themselves lie. `epoch[0]` is the last epoch that this
+   * member has posted on the lane: whoever posts one keeps it right, and all reducers of a lane are given the same array.
    */
-  reduceShared(lane: LaneWords, slots: readonly ArrayBufferView[], array: ArrayBufferView, reduction: Reduction, state: Int32Array): WaitResult
+  createReducer(lane: LaneWords, memory: readonly ArrayBufferView[], epoch: Int32Array, block: number): Reduce
   /** out[i] = ((parts[0][i] + parts[1][i]) + parts[2][i]) + ..., float32, vectorised, in this order. Views of equal length. */
   sumFloat32(parts: readonly Float32Array[], out: Float32Array): void
   /** A new segment of zeroes, readable by this user alone. @throws where the name is taken or the memory is not there. */
@@ -95,20 +99,19 @@ export interface Addon {
   /** @throws an Error with code ENOENT where there is none (yet). */
   openSegment(name: string): Segment
   /** Connects to all peers through the store. `host` is the address to listen on. */
-  connectGloo(options: { rank: number; size: number; host: string; prefix: string; timeoutMs: number }, store: GlooStore): Promise<GlooGroup>
+  connectGloo(
+    options: { rank: number; size: number; host: string; prefix: string; timeoutMs: number },
+    store: GlooStore,
+  ): Promise<GlooGroup>
 }
 
-export interface Reduction {
-  /** 0 sum, 1 min, 2 max. */
-  op: 0 | 1 | 2
-  /** 0 int32, 1 uint32, 2 int64, 3 uint64, 4 float32, 5 float64. */
-  type: 0 | 1 | 2 | 3 | 4 | 5
-  inPlace: boolean
-  /** Must be equal on all ranks. */
-  signature: number
-  /** The lane's last epoch before this reduction. */
-  epoch: number
-  alarm: number
-  /** How long to block this thread at most, in one call. */
-  microseconds: number
-}
+/**
+ * Combines `array` over the lane's members, in place; `op` is 0 sum, 1 min, 2 max. Elements are combined in the order of members, so
+ * all get the same bits; integers wrap, and a NaN makes min and max NaN. Blocks the thread for at most `microseconds` of waiting. After
+ * EXPIRED or ALARMED, wait for epoch[0] and call again with the same array to go on. After MISMATCHED or ELSEWHERE the array is as it was,
+ * one epoch has passed on all ranks, and the lane goes on to be of use.
+ * @throws TypeError or RangeError for what cannot be reduced, before anything is posted.
+ */
+export type Reduce = (array: ReducibleArray, op: 0 | 1 | 2, signature: number, alarm: number, microseconds: number) => ReduceResult
+
+export type ReducibleArray = Int32Array | Uint32Array | BigInt64Array | BigUint64Array | Float32Array | Float64Array

@@ -30,4 +30,5 @@ export const platform: Platform = {
   },
   deserialize: (bytes) => bytes,
   publish: () => {},
+  addon: () => null,
 }

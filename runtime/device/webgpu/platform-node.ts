@@ -1,6 +1,7 @@
 // The WebGPU platform of Node: npm `webgpu` (Dawn) on the system's GPU, else on the software Vulkan that @sparticuz/chromium carries.
 import { channel } from 'node:diagnostics_channel'
 import { deserialize, serialize } from 'node:v8'
+import { loadAddon } from '../../core/addon-node.ts'
 import { BackendUnavailableError, describe } from '../../core/errors.ts'
 import type { AdapterChoice, FoundAdapter, Platform } from './platform.ts'
 import { loadVulkan, withSoftwareVulkan } from './software-vulkan.ts'
@@ -27,6 +28,7 @@ export const platform: Platform = {
     const found = channel(name)
     if (found.hasSubscribers) found.publish(event)
   },
+  addon: loadAddon,
 }
 
 async function find({ adapter, software = false }: AdapterChoice): Promise<FoundAdapter> {

@@ -1,4 +1,5 @@
 // What the WebGPU device asks of the place it runs in: one adapter, and a way to act after the current turn of the event loop.
+import type { Addon } from '../../core/addon.ts'
 
 export interface AdapterChoice {
   /** Part of an adapter's name, or its index in the order the system lists them. */
@@ -27,4 +28,6 @@ export interface Platform {
   deserialize(bytes: Uint8Array<ArrayBuffer>): unknown
   /** Tells whoever listens to this diagnostics channel. */
   publish(channel: string, event: object): void
+  /** The native addon, where it is built. */
+  addon(): Addon | null
 }
