@@ -1,10 +1,17 @@
 // HostGroup: how ranks that were started apart find each other: an id made once, carried to the others as bytes, joined by each.
+import { platform } from '#platform'
 import { ArgumentError, BackendUnavailableError, checkInteger, describe } from '../core/errors.ts'
 import { type HostComm, LocalHostComm } from './host.ts'
 import { MAX_TIMEOUT_MS, Rendezvous } from './rendezvous.ts'
+import { type SharedPlace, SharedWire } from './wire/shared-wire.ts'
+import { shmPlace } from './wire/shm-place.ts'
+import { threadPlace } from './wire/thread-place.ts'
+import { waitFor } from './wire.ts'
+import { WireHostComm } from './wire-host.ts'
 import { DEFAULT_TIMEOUT_MS, World } from './world.ts'
 
-export type HostBackend = 'local'
+/** Ranks that share a thread, are threads of one process, or processes of one machine and user. */
+export type HostBackend = 'local' | 'thread' | 'shm'
 
 /** A group that is being formed. */
 export interface HostGroup {
@@ -20,30 +27,58 @@ export interface HostGroup {
 /** Groups that are not complete yet, by id; one that could not be formed stays, to tell those who come late. */
 const forming = new Map<string, { rendezvous: Rendezvous; joined: Set<number> }>()
 
-/** @throws ERR_BACKEND_UNAVAILABLE for a backend that is not built. */
+/** @throws ERR_BACKEND_UNAVAILABLE for a backend that is not built, or not here. */
 export function createHostGroup(backend: HostBackend): HostGroup {
-  if (backend !== 'local') throw new BackendUnavailableError(`Host backend ${describe(backend)} is not built; this version has 'local'`)
-  return localGroup(`local:${globalThis.crypto.randomUUID()}`)
+  if (!BACKENDS.includes(backend)) {
+    throw new BackendUnavailableError(`Host backend ${describe(backend)} is not built; this version has ${BACKENDS.join(', ')}`)
+  }
+  const group = groupOf(backend, globalThis.crypto.randomUUID())
+  if (backend !== 'local') placeOf(backend) // throws where it is not here
+  return group
 }
 
 /** @throws ERR_ARGUMENT for bytes that are no group's. */
 export function importHostGroup(id: Uint8Array): HostGroup {
   const text = id instanceof Uint8Array ? new TextDecoder().decode(id) : ''
-  if (!text.startsWith('local:')) throw new ArgumentError(`Expected the bytes of HostGroup.export() but received ${describe(text || id)}`)
-  return localGroup(text)
+  const [backend, name] = text.split(':') as [string, string | undefined]
+  if (!(BACKENDS as readonly string[]).includes(backend) || !name || !/^[\w.-]+$/.test(name)) {
+    throw new ArgumentError(`Expected the bytes of HostGroup.export() but received ${describe(text || id)}`)
+  }
+  return groupOf(backend as HostBackend, name)
 }
 
-function localGroup(id: string): HostGroup {
-  return { export: () => new TextEncoder().encode(id), connect: (options) => connect(id, options) }
+const BACKENDS: readonly HostBackend[] = ['local', 'thread', 'shm']
+
+function groupOf(backend: HostBackend, name: string): HostGroup {
+  const id = `${backend}:${name}`
+  return {
+    export: () => new TextEncoder().encode(id),
+    async connect({ size, rank, timeoutMs = DEFAULT_TIMEOUT_MS }) {
+      checkInteger('size', size, 1)
+      checkInteger('rank', rank, 0, size - 1)
+      checkInteger('timeoutMs', timeoutMs, 1, MAX_TIMEOUT_MS)
+      if (backend === 'local') return connectLocal(id, { size, rank, timeoutMs })
+      const members = Array.from({ length: size }, (_, i) => i)
+      const wire = await SharedWire.connect(placeOf(backend), name, { rank, members, parent: null }, waitFor(timeoutMs, 'connect()'))
+      return new WireHostComm(wire, timeoutMs)
+    },
+  }
 }
 
-async function connect(
+/** @throws ERR_BACKEND_UNAVAILABLE where the addon is needed and absent. */
+function placeOf(backend: 'thread' | 'shm'): SharedPlace {
+  const addon = platform.addon()
+  if (backend === 'thread') return threadPlace(addon)
+  if (addon?.features().shm.available) return shmPlace(addon)
+  throw new BackendUnavailableError(
+    `Host backend 'shm' needs the native addon: ${addon ? addon.features().shm.detail : 'it is not built; run `npm run build:native`'}`,
+  )
+}
+
+async function connectLocal(
   id: string,
-  { size, rank, timeoutMs = DEFAULT_TIMEOUT_MS }: { size: number; rank: number; timeoutMs?: number },
+  { size, rank, timeoutMs }: { size: number; rank: number; timeoutMs: number },
 ): Promise<HostComm> {
-  checkInteger('size', size, 1)
-  checkInteger('rank', rank, 0, size - 1)
-  checkInteger('timeoutMs', timeoutMs, 1, MAX_TIMEOUT_MS)
   const group = forming.get(id) ?? { rendezvous: newRendezvous(size, timeoutMs), joined: new Set() }
   forming.set(id, group)
   const { rendezvous, joined } = group

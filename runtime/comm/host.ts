@@ -22,10 +22,10 @@ export interface HostComm {
   /** Elementwise over ranks, ranks ascending; `inPlace` into the given array, which is the result. A NaN in any rank's value of min and max gives NaN. */
   allReduce<T extends Reducible>(value: T, op?: HostOp, options?: { inPlace?: boolean } & MeetOptions): Promise<T>
   /**
-   * Zeroed memory of this rank for arrays that are reduced in place often: where ranks share memory, they are not copied on the way.
-   * All ranks ask for the same number of bytes.
+   * Zeroed bytes of this rank for arrays that are reduced in place often: where ranks share memory, they are not copied on the way. Begins
+   * at a multiple of 64 bytes of its buffer. All ranks ask for the same number of bytes.
    */
-  allocate(byteLength: number, options?: MeetOptions): Promise<ArrayBufferLike>
+  allocate(byteLength: number, options?: MeetOptions): Promise<Uint8Array>
   /** Ranks of equal color form a group, ordered by key, then by rank; without a color a rank joins none and gets null. */
   split(options: { color: number | null; key?: number } & MeetOptions): Promise<HostComm | null>
   /** This rank takes part no more: what the others still call fails for them. */
@@ -144,10 +144,10 @@ export class LocalHostComm implements GroupHost {
     return value
   }
 
-  async allocate(byteLength: number, options?: MeetOptions): Promise<ArrayBufferLike> {
+  async allocate(byteLength: number, options?: MeetOptions): Promise<Uint8Array> {
     const offer = offerOf(() => checkInteger('byteLength', byteLength, 0))
     await this.meet(`host.allocate(${byteLength})`, offer, (all) => all, options)
-    return new ArrayBuffer(byteLength)
+    return new Uint8Array(byteLength)
   }
 
   async split({ color, key = 0, ...options }: { color: number | null; key?: number } & MeetOptions): Promise<LocalHostComm | null> {

@@ -117,12 +117,12 @@ export class WireHostComm implements GroupHost {
     return value
   }
 
-  async allocate(byteLength: number, options: MeetOptions = {}): Promise<ArrayBufferLike> {
+  async allocate(byteLength: number, options: MeetOptions = {}): Promise<Uint8Array> {
     checkInteger('byteLength', byteLength, 0)
     const call = `host.allocate(${byteLength})`
     const wait = this.#wait(call, options)
     await this.#collect(call, { payload: undefined }, options)
-    return this.wire.allocate ? this.wire.allocate(byteLength, wait) : new ArrayBuffer(byteLength)
+    return this.wire.allocate ? this.wire.allocate(byteLength, wait) : new Uint8Array(byteLength)
   }
 
   async split({ color, key = 0, ...options }: { color: number | null; key?: number } & MeetOptions): Promise<WireHostComm | null> {

@@ -51,7 +51,7 @@ export interface Wire {
    */
   reduce?(array: WireArray, op: WireOp, wait: Wait): Promise<void>
   /** One zeroed block for each rank, the caller's own, in memory that `reduce` need not copy; collective. Absent where there is none. */
-  allocate?(byteLength: number, wait: Wait): Promise<ArrayBufferLike>
+  allocate?(byteLength: number, wait: Wait): Promise<Uint8Array>
   /** A wire for some members, by rank of this wire, in the new order; called by just those, all with the same `name`. */
   split(ranks: readonly number[], name: string, wait: Wait): Promise<Wire>
   /** What ended the group, once something has. */

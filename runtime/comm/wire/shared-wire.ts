@@ -1,0 +1,280 @@
+// SharedWire: the wire of ranks that share memory: worker threads of one process, or processes of one machine.
+import { ArgumentError, describe, RankFailedError, type RankmeshError, TimeoutError } from '../../core/errors.ts'
+import type { Wait, Wire, WireArray, WireOp } from '../wire.ts'
+import { Board, type Failure } from './board.ts'
+import { HEADER, HERE, type Layout, LEFT, layoutOf } from './layout.ts'
+import { type LaneGroup, SharedLane } from './shared-lane.ts'
+import { type Blocks, combine } from './shared-reduce.ts'
+import { atomicsWaiter, type Waiter } from './waiter.ts'
+
+/** How more memory is shared: for groups split off, and for arrays. */
+export interface SharedPlace {
+  readonly backend: 'thread' | 'shm'
+  readonly about: string
+  readonly isSameProcess: boolean
+  readonly waiter: Waiter
+  /** Zeroed memory under a name that the ranks have agreed on, made by the one that leads. @throws ERR_TIMEOUT, ERR_BACKEND_UNAVAILABLE. */
+  memory(name: string, byteLength: number, lead: boolean, wait: Wait): Promise<PlacedMemory>
+}
+
+export interface PlacedMemory {
+  readonly words: Int32Array
+  /** Ends the group, as nobody else may lead it: called when somebody does. */
+  onRival(listener: () => void): void
+  /** Marks the caller as `rank`, for as long as its thread or process lives; false where somebody else has done so. */
+  claim(rank: number): boolean
+  /** False once the thread or process of this rank is gone for sure. */
+  alive(rank: number): boolean
+  /** All have it: nobody else will ask for it. */
+  done(): void
+  close(): void
+}
+
+export interface SharedMember {
+  rank: number
+  /** The ranks' names in the world, by rank. */
+  members: readonly number[]
+  /** The wire this one is split off, whose end is its end too. */
+  parent: SharedWire | null
+}
+
+/** How often a rank that waits for something else looks for word of a failure. */
+const WATCH_MS = 100
+
+export class SharedWire implements Wire, LaneGroup {
+  readonly backend: 'thread' | 'shm'
+  readonly about: string
+  readonly isSameProcess: boolean
+  readonly rank: number
+  readonly size: number
+  readonly members: readonly number[]
+  readonly words: Int32Array
+  readonly waiter: Waiter
+  readonly control: SharedLane
+  readonly data: SharedLane
+  readonly #name: string
+  readonly #place: SharedPlace
+  readonly #memory: PlacedMemory
+  readonly #layout: Layout
+  readonly #board: Board
+  readonly #parent: SharedWire | null
+  readonly #pairs = new Map<number, SharedLane>()
+  readonly #blocks: Blocks = new Map()
+  readonly #arrays: PlacedMemory[] = []
+  readonly #watchers = new Set<(failure: RankmeshError) => void>()
+  #watching: ReturnType<typeof setInterval> | undefined
+  #allocations = 0
+  #closed = false
+
+  private constructor(place: SharedPlace, name: string, memory: PlacedMemory, { rank, members, parent }: SharedMember) {
+    this.backend = place.backend
+    this.about = place.about
+    this.isSameProcess = place.isSameProcess
+    this.rank = rank
+    this.size = members.length
+    this.members = members
+    this.words = memory.words
+    this.waiter = place.waiter
+    this.#name = name
+    this.#place = place
+    this.#memory = memory
+    this.#parent = parent
+    this.#layout = layoutOf(this.size)
+    this.#board = new Board(memory.words, this.size)
+    const all = members.map((_, i) => i)
+    this.control = new SharedLane(this, this.#layout.control, { members: all, rank, copies: true })
+    this.data = new SharedLane(this, this.#layout.data, { members: all, rank, copies: false })
+  }
+
+  /**
+   * Joins the group of this name; it is complete when this resolves.
+   * @throws ERR_ARGUMENT on every rank where they give different sizes or one rank twice; ERR_TIMEOUT where one does not come.
+   */
+  static async connect(place: SharedPlace, name: string, member: SharedMember, wait: Wait): Promise<SharedWire> {
+    const { rank, members } = member
+    const memory = await place.memory(name, layoutOf(members.length).byteLength, rank === 0, wait)
+    const { words } = memory
+    try {
+      Atomics.compareExchange(words, HEADER.size, 0, members.length)
+      const size = Atomics.load(words, HEADER.size)
+      const refuse = (message: string): never => {
+        new Board(words, size).fail({ code: 'ERR_ARGUMENT', message, rank })
+        ring(place.waiter, words, size)
+        throw new ArgumentError(message, { rank })
+      }
+      if (size !== members.length) {
+        refuse(`This group has ${size} ranks, but rank ${rank} joined with size ${members.length}; all ranks must give the same size`)
+      }
+      const twice = `Rank ${rank} joined this group twice; every rank joins once`
+      const native = place.waiter === atomicsWaiter ? 1 : 2
+      if (Atomics.compareExchange(words, HEADER.native, 0, native) === 3 - native) {
+        refuse(
+          `Rank ${rank} ${native === 1 ? 'has no' : 'has the'} native addon, unlike others of its group; RANKMESH_ADDON must be the same for all`,
+        )
+      }
+      if (!memory.claim(rank) || !new Board(words, size).enter(rank)) refuse(twice)
+      const wire = new SharedWire(place, name, memory, member)
+      memory.onRival(() => wire.fail({ code: 'ERR_ARGUMENT', message: twice, rank }))
+      await wire.control.exchange(new Uint8Array(0), wait)
+      memory.done()
+      return wire
+    } catch (error) {
+      memory.close()
+      throw error
+    }
+  }
+
+  pair(src: number, dst: number): SharedLane {
+    const index = src * this.size + dst
+    let lane = this.#pairs.get(index)
+    if (!lane) {
+      const layout = this.#layout.pairs[index] as Layout['control']
+      lane = new SharedLane(this, layout, { members: [src, dst], rank: this.rank === src ? 0 : 1, copies: true })
+      this.#pairs.set(index, lane)
+    }
+    return lane
+  }
+
+  reduce(array: WireArray, op: WireOp, wait: Wait): Promise<void> {
+    this.note(wait.call)
+    return combine(this.control, this, this.#blocks, array, op, wait)
+  }
+
+  async allocate(byteLength: number, wait: Wait): Promise<Uint8Array> {
+    const pitch = Math.ceil(Math.max(1, byteLength) / 4096) * 4096
+    const memory = await this.#place.memory(`${this.#name}.m${this.#allocations++}`, pitch * this.size, this.rank === 0, wait)
+    this.#arrays.push(memory)
+    const { words } = memory
+    const blocks = this.members.map((_, r) => new Uint8Array(words.buffer, words.byteOffset + r * pitch, byteLength))
+    const own = blocks[this.rank] as Uint8Array
+    if (byteLength > 0) this.#blocks.set(words.buffer, { number: this.#allocations, blocks, rank: this.rank })
+    await this.control.exchange(new Uint8Array(0), wait) // everybody has it before anybody uses it
+    memory.done()
+    return own
+  }
+
+  split(ranks: readonly number[], name: string, wait: Wait): Promise<SharedWire> {
+    const members = ranks.map((rank) => this.members[rank] as number)
+    return SharedWire.connect(this.#place, `${this.#name}.${name}`, { rank: ranks.indexOf(this.rank), members, parent: this }, wait)
+  }
+
+  get failure(): RankmeshError | null {
+    return this.#board.failure() ?? this.#parent?.failure ?? null
+  }
+
+  watch(listener: (failure: RankmeshError) => void): () => void {
+    this.#watchers.add(listener)
+    if (!this.#watching) {
+      this.#watching = setInterval(() => this.#look(), WATCH_MS)
+      ;(this.#watching as { unref?(): void }).unref?.()
+    }
+    return () => {
+      this.#watchers.delete(listener)
+      if (this.#watchers.size === 0) this.#stopWatching()
+    }
+  }
+
+  note(call: string): void {
+    if (!this.#closed) this.#board.note(this.rank, call)
+  }
+
+  history(): string {
+    return this.#board.history(this.members)
+  }
+
+  /** Each rank's last calls, all that are kept. */
+  record(): string[][] {
+    return this.members.map((_, rank) => this.#board.calls(rank))
+  }
+
+  fail(failure: Failure): void {
+    if (this.#board.fail(failure)) this.#ring()
+  }
+
+  leave(): void {
+    if (this.#closed || this.#board.state(this.rank) === LEFT) return
+    this.#board.leave(this.rank)
+    this.#ring()
+  }
+
+  close(): void {
+    if (this.#closed) return
+    this.leave()
+    this.#closed = true
+    this.#stopWatching()
+    for (const memory of [...this.#arrays, this.#memory]) memory.close()
+  }
+
+  check(missing: readonly number[]): void {
+    const ended = this.failure
+    if (ended) throw ended
+    for (const rank of missing) {
+      const name = this.members[rank] as number
+      if (this.#board.state(rank) === LEFT) {
+        throw new RankFailedError(`Rank ${name} has left the group and takes part in no more collectives`, { rank: name })
+      }
+      if (this.#died(rank)) {
+        this.#tellDeath(name)
+        throw this.failure
+      }
+    }
+  }
+
+  timeout(missing: readonly number[], { call, timeoutMs }: Wait): RankmeshError {
+    const names = missing.map((rank) => this.members[rank] as number)
+    const message = `Rank${names.length > 1 ? 's' : ''} ${names.join(', ')} did not arrive at ${call} within ${timeoutMs} ms. Last collectives: ${this.history()}`
+    const rank = names[0] as number
+    this.fail({ code: 'ERR_TIMEOUT', message, rank })
+    return this.failure ?? new TimeoutError(message, { rank })
+  }
+
+  abort({ signal, call }: Wait): void {
+    const rank = this.members[this.rank] as number
+    const why: unknown = signal?.reason
+    const text = why instanceof Error ? `${why.name}: ${why.message}` : describe(why)
+    this.fail({ code: 'ERR_RANK_FAILED', message: `Rank ${rank} failed: it was told to stop in ${call}: ${text}`, rank })
+  }
+
+  mismatch(): RankmeshError {
+    const calls = this.members.map(
+      (name, rank) => `rank ${name} called ${this.#board.calls(rank, 1)[0]?.replace(/^#\d+ /, '') ?? 'nothing'}`,
+    )
+    const message = `Ranks called different collectives: ${calls.join(', ')}; all ranks of a group must make the same calls in the same order`
+    const rank = this.members.at(-1) as number
+    this.fail({ code: 'ERR_COLLECTIVE_MISMATCH', message, rank })
+    return this.failure as RankmeshError
+  }
+
+  #died(rank: number): boolean {
+    return rank !== this.rank && this.#board.state(rank) === HERE && !this.#memory.alive(rank) && this.#board.state(rank) === HERE
+  }
+
+  #tellDeath(rank: number): void {
+    const message = `Rank ${rank} died: its ${this.backend === 'thread' ? 'thread' : 'process'} is gone. Last collectives: ${this.history()}`
+    this.fail({ code: 'ERR_RANK_FAILED', message, rank })
+  }
+
+  #ring(): void {
+    ring(this.waiter, this.words, this.size)
+  }
+
+  #look(): void {
+    const dead = this.failure ? -1 : this.members.findIndex((_, rank) => this.#died(rank))
+    if (dead >= 0) this.#tellDeath(this.members[dead] as number)
+    const { failure } = this
+    if (!failure) return
+    this.#stopWatching()
+    for (const listener of this.#watchers) listener(failure)
+    this.#watchers.clear()
+  }
+
+  #stopWatching(): void {
+    clearInterval(this.#watching)
+    this.#watching = undefined
+  }
+}
+
+function ring(waiter: Waiter, words: Int32Array, size: number): void {
+  const { control, data, pairs } = layoutOf(size)
+  waiter.ring(words, HEADER.alarm, [control, data, ...pairs])
+}

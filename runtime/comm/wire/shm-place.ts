@@ -1,0 +1,84 @@
+// Memory for the processes of one machine: segments of the system's shared memory, private to the user, without a name once all have them.
+import type { Addon, Segment } from '../../core/addon.ts'
+import { BackendUnavailableError, TimeoutError } from '../../core/errors.ts'
+import type { Wait } from '../wire.ts'
+import type { PlacedMemory, SharedPlace } from './shared-wire.ts'
+
+/** Milliseconds between looks for a segment that another rank makes. */
+const LOOK_MS = 2
+
+export function shmPlace(addon: Addon): SharedPlace {
+  return {
+    backend: 'shm',
+    about: 'processes of one machine over a shared segment, native waits and sums',
+    isSameProcess: false,
+    waiter: addon,
+    async memory(name, byteLength, lead, wait) {
+      const segment = lead ? create(addon, name, byteLength) : await open(addon, name, byteLength, wait)
+      return placed(segment, lead)
+    },
+  }
+}
+
+/** The system's name of a segment. */
+export function segmentName(name: string): string {
+  return `/rankmesh-${name}`
+}
+
+/** A second one that leads finds the first one's segment, and fails to claim its rank there. */
+function create(addon: Addon, name: string, byteLength: number): Segment {
+  try {
+    return addon.createSegment(segmentName(name), byteLength)
+  } catch (cause) {
+    if (codeOf(cause) === 'EEXIST') return addon.openSegment(segmentName(name))
+    throw new BackendUnavailableError(`No shared memory: ${cause instanceof Error ? cause.message : cause}`, { cause })
+  }
+}
+
+async function open(addon: Addon, name: string, byteLength: number, { deadline, timeoutMs, call, signal }: Wait): Promise<Segment> {
+  for (;;) {
+    signal?.throwIfAborted()
+    try {
+      const segment = addon.openSegment(segmentName(name))
+      if (segment.buffer.byteLength > 0) return segment
+      segment.close()
+    } catch (cause) {
+      if (codeOf(cause) !== 'ENOENT') {
+        throw new BackendUnavailableError(`No shared memory of ${byteLength} bytes: ${cause instanceof Error ? cause.message : cause}`, {
+          cause,
+        })
+      }
+    }
+    if (performance.now() >= deadline) {
+      throw new TimeoutError(`Rank 0 did not make the group's memory within ${timeoutMs} ms, in ${call}`, { rank: 0 })
+    }
+    await new Promise((resolve) => setTimeout(resolve, LOOK_MS))
+  }
+}
+
+function placed(segment: Segment, lead: boolean): PlacedMemory {
+  return {
+    words: new Int32Array(segment.buffer),
+    onRival: () => {},
+    claim(rank) {
+      try {
+        segment.claim(rank)
+        return true
+      } catch {
+        return false
+      }
+    },
+    alive: (rank) => segment.claimed(rank),
+    done: () => {
+      if (lead) segment.unlink()
+    },
+    close: () => {
+      if (lead) segment.unlink()
+      segment.close()
+    },
+  }
+}
+
+function codeOf(error: unknown): unknown {
+  return error instanceof Error && 'code' in error ? error.code : undefined
+}
