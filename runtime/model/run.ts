@@ -8,7 +8,8 @@ import { type GenerateOptions, LanguageModel } from './generate.ts'
 import type { ModelFolder } from './source.ts'
 import type { ChatMessage } from './tokenizer.ts'
 
-export interface RunOptions extends Pick<LaunchOptions, 'ranks' | 'device' | 'devices' | 'timeoutMs'>, GenerateOptions {
+export interface RunOptions extends Pick<LaunchOptions, 'placement' | 'script' | 'device' | 'devices' | 'timeoutMs'>, GenerateOptions {
+  ranks: number
   folder: ModelFolder
   /** Text to continue, or messages to answer through the model's chat template. */
   prompt: string | readonly ChatMessage[]
@@ -16,7 +17,7 @@ export interface RunOptions extends Pick<LaunchOptions, 'ranks' | 'device' | 'de
   capacity?: number
   /** The same bits for every number of ranks; see LlamaOptions. */
   deterministic?: 'tp-invariant' | undefined
-  /** Told as weights are read: bytes over all ranks, so far and in all. */
+  /** Told as weights are read: bytes over all ranks of this thread or process, so far and in all. */
   onProgress?: (progress: { loaded: number; total: number; ranks: number }) => void
   /** Told once, before any weight is read. */
   onDevice?: (device: { name: string; description: string; software: boolean; group: string }) => void
@@ -56,9 +57,11 @@ const PROFILED_TOKENS = 8
 
 /** @throws what launch, LanguageModel.load and LanguageModel.generate throw. */
 export async function runModel(options: RunOptions): Promise<RunReport> {
-  const { ranks, device, devices, timeoutMs, signal } = options
+  const { ranks, placement, script, device, devices, timeoutMs, signal } = options
   const launchOptions: LaunchOptions = {
     ranks,
+    ...(placement && { placement }),
+    ...(script && { script }),
     ...(device && { device }),
     ...(devices && { devices }),
     ...(timeoutMs && { timeoutMs }),
@@ -76,21 +79,26 @@ interface RankResult {
 }
 
 async function runRank(context: RankContext, options: RunOptions, progress: { loaded: number; total: number }[]): Promise<RankResult> {
-  const { rank, size, device, comm, host } = context
+  const { rank, device, comm, host } = context
   const { folder, prompt, capacity, deterministic, onText = () => {}, onDevice = () => {}, onProgress = () => {} } = options
   const lead = rank === 0
   if (lead) onDevice({ name: device.name, description: device.description, software: device.software, group: comm.describe() })
+  const tell = (): void => {
+    const here = progress.filter(({ total }) => total > 0)
+    const sum = (key: 'loaded' | 'total'): number => here.reduce((n, of) => n + of[key], 0)
+    onProgress({ loaded: sum('loaded'), total: sum('total'), ranks: here.length })
+  }
   const start = performance.now()
   using model = await LanguageModel.load(folder, context, {
     ...(capacity !== undefined && { capacity }),
     ...(deterministic && { deterministic }),
     onProgress: (own) => {
       progress[rank] = own
-      const sum = (key: 'loaded' | 'total'): number => progress.reduce((n, of) => n + of[key], 0)
-      onProgress({ loaded: sum('loaded'), total: sum('total'), ranks: size })
+      if (lead) tell()
     },
   })
   await host.barrier()
+  if (lead) tell()
   const begin = performance.now()
   let text = ''
   let newTokens = 0

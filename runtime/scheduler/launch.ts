@@ -1,32 +1,39 @@
-// launch: runs one async function once per rank and gives each its rank, its device and its communicator.
-import { Communicator } from '../comm/communicator.ts'
-import { type HostComm, LocalHostComm } from '../comm/host.ts'
-import { MAX_TIMEOUT_MS, Rendezvous } from '../comm/rendezvous.ts'
-import { DEFAULT_TIMEOUT_MS, World } from '../comm/world.ts'
-import {
-  BackendUnavailableError,
-  CollectiveMismatchError,
-  checkInteger,
-  describe,
-  invalidArgument,
-  RankFailedError,
-} from '../core/errors.ts'
+// launch: runs one async function once per rank and gives each its rank, its device and its communicator, wherever the ranks are placed.
+import { placements } from '#placements'
+import type { Communicator } from '../comm/communicator.ts'
+import type { HostComm } from '../comm/host.ts'
+import { MAX_TIMEOUT_MS } from '../comm/rendezvous.ts'
+import { DEFAULT_TIMEOUT_MS } from '../comm/world.ts'
+import { checkInteger, invalidArgument } from '../core/errors.ts'
 import type { Device } from '../device/device.ts'
-import { place } from './placement.ts'
+import { launchLocal } from './launch-local.ts'
+import { blockOf } from './placement.ts'
+import { runRank } from './rank.ts'
+
+/**
+ * Where ranks run. `local`: in this thread, as concurrent async functions. `thread`: a worker thread each. `process`: a child process each,
+ * or, in a process that `rankmesh run`, torchrun, mpirun or srun has started, this process as one of them, over any number of machines.
+ */
+export type Placement = 'local' | 'thread' | 'process'
 
 export interface LaunchOptions {
-  /** 1 to 64. */
-  ranks: number
-  /** Where ranks run: `local` is this thread, all ranks as concurrent async functions. */
-  placement?: 'local'
-  /** The device of all ranks: a name for openDevice, or a device. Defaults to `webgpu`. */
+  /** 1 to 64. In a process that a launcher has started it may be left out. */
+  ranks?: number
+  /** Defaults to `process` in a process that a launcher has started, else to `local`. */
+  placement?: Placement
+  /** The device of all ranks: a name for openDevice, or, in this thread, a device. Defaults to `webgpu`. */
   device?: string | Device
   /** Several devices: ranks take them in contiguous blocks. */
   devices?: readonly (string | Device)[]
-  /** Milliseconds until a collective that misses a rank fails with ERR_TIMEOUT. */
+  /** Milliseconds until a collective that misses a rank fails with ERR_TIMEOUT. Defaults to ten minutes. */
   timeoutMs?: number
   /** Ends the program: pending collectives of all ranks fail. */
   signal?: AbortSignal
+  /**
+   * The program that threads and child processes run, which must come to the same call of launch; by default this process's own program.
+   * What it does before that call, it does on every rank; behind it, only the program that called launch goes on.
+   */
+  script?: string | URL
 }
 
 export interface RankContext {
@@ -39,89 +46,60 @@ export interface RankContext {
   readonly signal: AbortSignal
 }
 
+export type Main<T> = (context: RankContext) => Promise<T> | T
+
+/** What every placement is given, checked. */
+export interface Program<T> {
+  ranks: number
+  devices: readonly (string | Device)[]
+  timeoutMs: number
+  signal: AbortSignal | undefined
+  script: string | URL | undefined
+  main: Main<T>
+}
+
 export const MAX_RANKS = 64
 
-/** After a rank has failed, the others get this long to end by themselves. */
-const GRACE_MS = 1000
+/** Calls of launch so far, by which a thread or process that runs the program again knows its own. */
+let calls = 0
 
 /**
  * Runs `main` for ranks 0 to ranks-1 and resolves with their results in rank order. Devices opened here are disposed at the end, so
- * results should be data, not tensors.
+ * results should be data, not tensors; from threads and processes they come as structured clones.
  * @throws what the first failing rank threw; its peers' pending collectives fail with ERR_RANK_FAILED. ERR_ARGUMENT,
  * ERR_BACKEND_UNAVAILABLE before any rank starts.
  */
-export async function launch<T>(options: LaunchOptions, main: (context: RankContext) => Promise<T> | T): Promise<T[]> {
+export async function launch<T>(options: LaunchOptions, main: Main<T>): Promise<T[]> {
   const given = options ?? ({} as LaunchOptions)
-  const { ranks, placement = 'local', device = 'webgpu', devices = [device], timeoutMs = DEFAULT_TIMEOUT_MS, signal } = given
-  checkInteger('ranks', ranks, 1, MAX_RANKS)
+  const call = calls++
+  const role = placements.role()
+  const world = role === null ? placements.discover() : null
+  const { ranks = world?.size as number, placement = world ? 'process' : 'local', device = 'webgpu', devices = [device] } = given
+  const { timeoutMs = DEFAULT_TIMEOUT_MS, signal, script } = given
+  checkInteger('ranks', ranks, 1, world ? Number.MAX_SAFE_INTEGER : MAX_RANKS)
   checkInteger('timeoutMs', timeoutMs, 1, MAX_TIMEOUT_MS)
   if (typeof main !== 'function') throw invalidArgument('main', 'an async function of the rank context', main)
-  if (placement !== 'local') {
-    throw new BackendUnavailableError(`Placement ${describe(placement)} is not built; this version has 'local'`)
-  }
+  if (!PLACEMENTS.includes(placement)) throw invalidArgument('placement', PLACEMENTS.join(', '), placement)
   signal?.throwIfAborted()
-  const placed = await place(ranks, devices)
-  const world = new World(ranks, timeoutMs)
-  const everybody = new Rendezvous(
-    world,
-    Array.from({ length: ranks }, (_, i) => i),
-  )
-  const stop = new AbortController()
-  let failure: { error: unknown } | undefined
-  const fail = (rank: number, error: unknown): void => {
-    world.fail(rank, error)
-    if (failure && !(isEcho(failure.error) && !isEcho(error))) return
-    failure = { error }
-    stop.abort(error)
-  }
-  const onAbort = (): void => {
-    for (let rank = 0; rank < ranks; rank++) fail(rank, signal?.reason)
-  }
-  const runRank = async (rank: number): Promise<T | undefined> => {
-    const own = placed.devices[rank] as Device
-    try {
-      const host = new LocalHostComm(everybody, rank)
-      const comm = await Communicator.create(host, own)
-      const result = await main({ rank, size: ranks, device: own, comm, host, signal: stop.signal })
-      world.leave(rank)
-      return result
-    } catch (error) {
-      fail(rank, error)
-      return undefined
-    }
-  }
-  const grace = graceAfter(stop.signal)
-  try {
-    signal?.throwIfAborted() // it may have been while devices were opened
-    signal?.addEventListener('abort', onAbort, { once: true })
-    const all = Promise.all(Array.from({ length: ranks }, (_, rank) => runRank(rank)))
-    const results = await Promise.race([all, grace.over])
-    if (failure) throw failure.error
-    return results as T[]
-  } finally {
-    grace.cancel()
-    signal?.removeEventListener('abort', onAbort)
-    world.close()
-    placed.dispose()
+  const program: Program<T> = { ranks, devices, timeoutMs, signal, script, main }
+  if (placement === 'local') return launchLocal(program)
+  checkNames(devices, ranks)
+  if (role) return role.run(call, program, runRank)
+  return world ? placements.join(world, program, runRank) : placements.spawn(placement, call, program)
+}
+
+const PLACEMENTS: readonly Placement[] = ['local', 'thread', 'process']
+
+/** A device of this thread cannot be another thread's. */
+function checkNames(devices: readonly (string | Device)[], ranks: number): void {
+  if (!Array.isArray(devices) || devices.length === 0) throw invalidArgument('devices', 'a list of at least one device', devices)
+  if (devices.length > ranks) throw invalidArgument('devices', `at most one for each of the ${ranks} ranks`, devices.length)
+  for (const device of devices) {
+    if (typeof device !== 'string') throw invalidArgument('devices', 'names, as every thread and process opens its own,', device)
   }
 }
 
-/** What a rank hears of another's failure is no failure of its own. */
-function isEcho(error: unknown): boolean {
-  return error instanceof RankFailedError || (error instanceof CollectiveMismatchError && error.cause !== undefined)
-}
-
-/** `over` resolves some time after the signal aborts; never where it does not, or after `cancel`. */
-function graceAfter(signal: AbortSignal): { over: Promise<void>; cancel(): void } {
-  let timer: ReturnType<typeof setTimeout> | undefined
-  const over = new Promise<void>((resolve) => {
-    signal.addEventListener(
-      'abort',
-      () => {
-        timer = setTimeout(resolve, GRACE_MS)
-      },
-      { once: true },
-    )
-  })
-  return { over, cancel: () => clearTimeout(timer) }
+/** The name of a rank's device among those of its program. */
+export function deviceNameOf(rank: number, { ranks, devices }: Pick<Program<unknown>, 'ranks' | 'devices'>): string {
+  return devices[blockOf(rank, ranks, devices.length)] as string
 }

@@ -55,7 +55,12 @@ describe('bad arguments are refused before any rank starts', () => {
     '65 ranks': { options: { ranks: 65 }, code: 'ERR_ARGUMENT', text: /65/ },
     '1.5 ranks': { options: { ranks: 1.5 }, code: 'ERR_ARGUMENT', text: /1\.5/ },
     'ranks as text': { options: { ranks: '2' }, code: 'ERR_ARGUMENT', text: /"2"/ },
-    'an unknown placement': { options: { ranks: 2, placement: 'thread' }, code: 'ERR_BACKEND_UNAVAILABLE', text: /"thread" is not built/ },
+    'an unknown placement': { options: { ranks: 2, placement: 'cloud' }, code: 'ERR_ARGUMENT', text: /local, thread, process.*"cloud"/ },
+    'a device of this thread for other threads': {
+      options: { ranks: 2, placement: 'thread', device: a },
+      code: 'ERR_ARGUMENT',
+      text: /names/,
+    },
     'a deadline of no length': { options: { ranks: 2, timeoutMs: 0 }, code: 'ERR_ARGUMENT', text: /timeoutMs/ },
     'a deadline that no timer takes': { options: { ranks: 2, timeoutMs: 2 ** 31 }, code: 'ERR_ARGUMENT', text: /timeoutMs/ },
     'an unknown kind of device': { options: { ranks: 2, device: 'abacus' }, code: 'ERR_ARGUMENT', text: /"abacus"/ },
