@@ -1,5 +1,5 @@
 // The addon's entry: what it was built with, and the exports of its parts. Typed for JavaScript in runtime/core/addon.ts.
-#include <napi.h>
+#include "exports.h"
 
 #ifdef RANKMESH_GLOO
 #include "gloo.h"
@@ -17,7 +17,11 @@ Napi::Object Feature(Napi::Env env, bool available, const char* detail) {
 Napi::Value Features(const Napi::CallbackInfo& info) {
   const auto env = info.Env();
   auto features = Napi::Object::New(env);
+#ifdef _WIN32
+  features.Set("shm", Feature(env, false, "this system has no POSIX shared memory"));
+#else
   features.Set("shm", Feature(env, true, "POSIX shared memory"));
+#endif
 #ifdef RANKMESH_GLOO
   features.Set("gloo", Feature(env, true, "the gloo library, over TCP"));
 #else
@@ -30,6 +34,9 @@ Napi::Value Features(const Napi::CallbackInfo& info) {
 
 Napi::Object Init(Napi::Env env, Napi::Object exports) {
   exports.Set("features", Napi::Function::New(env, Features, "features"));
+  rankmesh::InitLane(env, exports);
+  rankmesh::InitReduce(env, exports);
+  rankmesh::InitSegment(env, exports);
 #ifdef RANKMESH_GLOO
   InitGloo(env, exports);
 #endif

@@ -1,0 +1,11 @@
+// What each part of the addon adds to its exports.
+#pragma once
+#include <napi.h>
+
+namespace rankmesh {
+
+void InitLane(Napi::Env env, Napi::Object exports);
+void InitReduce(Napi::Env env, Napi::Object exports);
+void InitSegment(Napi::Env env, Napi::Object exports);
+
+}  // namespace rankmesh

@@ -1,0 +1,103 @@
+// Lanes: posting and waiting, by futexes where the system has them.
+#include "lane.h"
+
+#include <algorithm>
+#include <climits>
+#include <thread>
+
+#ifdef __linux__
+#include <linux/futex.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
+namespace rankmesh {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+using std::chrono::nanoseconds;
+
+/** Looks before a thread sleeps: about a microsecond. More gains nothing where every rank has a core, and loses much where not. */
+constexpr int kSpins = 50;
+/** A wake-up that is lost, as by the death of the one who owed it, costs no more than this. */
+constexpr nanoseconds kSlice = std::chrono::milliseconds(100);
+
+#ifdef RANKMESH_PLANT_RACE
+// For the test of the tests: epochs that carry nothing with them.
+constexpr auto kStore = std::memory_order_relaxed;
+constexpr auto kLoad = std::memory_order_relaxed;
+#else
+constexpr auto kStore = std::memory_order_seq_cst;
+constexpr auto kLoad = std::memory_order_seq_cst;
+#endif
+
+std::atomic_ref<int32_t> At(int32_t* word) { return std::atomic_ref<int32_t>(*word); }
+
+bool Reached(int32_t seen, int32_t epoch) { return static_cast<int32_t>(static_cast<uint32_t>(seen) - static_cast<uint32_t>(epoch)) >= 0; }
+
+void Pause() {
+#if defined(__x86_64__) || defined(__i386__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  asm volatile("isb");
+#else
+  std::this_thread::yield();
+#endif
+}
+
+/** Sleeps while *word is `seen`, at most `most`. The futex is not private: other processes may map the word. */
+void Sleep(int32_t* word, int32_t seen, nanoseconds most) {
+#ifdef __linux__
+  const timespec time{.tv_sec = most.count() / 1'000'000'000, .tv_nsec = most.count() % 1'000'000'000};
+  syscall(SYS_futex, word, FUTEX_WAIT, seen, &time, nullptr, 0);
+#else
+  if (At(word).load(kLoad) == seen) std::this_thread::sleep_for(std::min<nanoseconds>(most, std::chrono::microseconds(50)));
+#endif
+}
+
+void Wake(int32_t* word) {
+#ifdef __linux__
+  syscall(SYS_futex, word, FUTEX_WAKE, INT_MAX, nullptr, nullptr, 0);
+#else
+  (void)word;
+#endif
+}
+
+}  // namespace
+
+void Post(const Lane& lane, int32_t epoch) {
+  int32_t* const line = lane.Line(lane.me);
+  At(line).store(epoch, kStore);
+  // A waiter counts itself and then looks at the epoch; here it is the other way round: one of the two sees the other.
+  if (At(line + 1).load(kLoad) > 0) Wake(line);
+}
+
+Result Wait(const Lane& lane, int32_t epoch, int32_t alarm, nanoseconds most, const std::atomic<bool>* stop) {
+  uint32_t member = 0;
+  const auto arrived = [&] {
+    while (member < lane.members && Reached(At(lane.Line(member)).load(kLoad), epoch)) member++;
+    return member == lane.members;
+  };
+  for (int spin = 0; spin < kSpins; spin++) {
+    if (arrived()) return Result::kArrived;
+    Pause();
+  }
+  const auto end = Clock::now() + std::clamp<nanoseconds>(most, nanoseconds(0), std::chrono::hours(24));
+  while (!arrived()) {
+    if (At(lane.alarm).load(kLoad) != alarm) return Result::kAlarmed;
+    const auto left = std::chrono::duration_cast<nanoseconds>(end - Clock::now());
+    if (left.count() <= 0 || (stop && stop->load())) return Result::kExpired;
+    int32_t* const line = lane.Line(member);
+    At(line + 1).fetch_add(1, std::memory_order_seq_cst);
+    const int32_t seen = At(line).load(kLoad);
+    if (!Reached(seen, epoch)) Sleep(line, seen, std::min(left, kSlice));
+    At(line + 1).fetch_sub(1, std::memory_order_seq_cst);
+  }
+  return Result::kArrived;
+}
+
+void WakeAll(int32_t* lines, uint32_t members) {
+  for (uint32_t member = 0; member < members; member++) Wake(lines + member * kLine);
+}
+
+}  // namespace rankmesh
