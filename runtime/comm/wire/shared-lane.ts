@@ -19,7 +19,7 @@ export interface LaneGroup {
   timeout(missing: readonly number[], wait: Wait): Error
   /** Ends the group because this rank's signal has aborted. */
   abort(wait: Wait): void
-  /** The error of members that do different things in one round; ends the group. */
+  /** The error of members that do different things in one round. */
   mismatch(): Error
 }
 
@@ -46,7 +46,8 @@ export class SharedLane implements Lane {
   readonly #slotBytes: number
   /** By member, its two slots. */
   readonly slots: readonly (readonly [Uint8Array, Uint8Array])[]
-  epoch = 0
+  /** The last round this member has posted; reducers count on in it. */
+  readonly counter: Int32Array = new Int32Array(1)
   #alarm: number
   #last: Promise<unknown> | null = null
   /** Rounds that have been called and have not ended. */
@@ -116,12 +117,22 @@ export class SharedLane implements Lane {
     return epoch & 1 ? odd : even
   }
 
+  /** @throws what has ended the group. */
+  check(): void {
+    if (Atomics.load(this.words.words, HEADER.failure) !== 0) this.#group.check([])
+  }
+
   /** The number of this member's next round. @throws what has ended the group. */
   next(): number {
-    const { words } = this.words
-    if (Atomics.load(words, HEADER.failure) !== 0) this.#group.check([])
-    this.epoch = (this.epoch + 1) | 0
-    return this.epoch
+    this.check()
+    const epoch = ((this.counter[0] as number) + 1) | 0
+    this.counter[0] = epoch
+    return epoch
+  }
+
+  /** The alarm as this lane last heard it; another value means news. */
+  get alarm(): number {
+    return this.#alarm
   }
 
   /** @throws ERR_COLLECTIVE_MISMATCH where a member is in a round of another kind. */

@@ -1,29 +1,103 @@
 // All-reduce of arrays among ranks that share memory: by the addon in one call, else by loops here. The order of additions is the same.
+import { type Addon, ARRIVED, ELSEWHERE, MISMATCHED, type Reduce } from '../../core/addon.ts'
 import type { Wait, WireArray, WireOp } from '../wire.ts'
 import { LINE, SIGNATURE } from './layout.ts'
 import type { LaneGroup, SharedLane } from './shared-lane.ts'
 
-/** Memory of all ranks for arrays in place, by its buffer. */
-export type Blocks = Map<ArrayBufferLike, { number: number; blocks: readonly Uint8Array[]; rank: number }>
+const OPS: Record<WireOp, 0 | 1 | 2> = { sum: 0, min: 1, max: 2 }
 
-const OPS: readonly WireOp[] = ['sum', 'min', 'max']
-const TYPES = [Int32Array, Uint32Array, BigInt64Array, BigUint64Array, Float32Array, Float64Array] as const
+/** How long a reduction may hold the thread before it waits beside the event loop. */
+const BLOCK_MICROSECONDS = 1000
 
-/** The arrays of all members combined, in member order, into each member's own. */
-export function combine(lane: SharedLane, group: LaneGroup, known: Blocks, array: WireArray, op: WireOp, wait: Wait): Promise<void> {
-  const region = known.get(array.buffer)
-  const block = region?.blocks[region.rank]
-  const inside =
-    block !== undefined &&
-    array.byteOffset >= block.byteOffset &&
-    array.byteOffset + array.byteLength <= block.byteOffset + block.byteLength
-  const offset = inside ? array.byteOffset - block.byteOffset : 0
-  const type = TYPES.findIndex((one) => array instanceof one)
-  const number = inside ? (region as { number: number }).number : 0
-  const signature = sign([1 + OPS.indexOf(op), type, array.length, number, offset])
-  const shared = inside ? (region as { blocks: readonly Uint8Array[] }).blocks.map((own) => viewLike(array, own, offset)) : null
-  return lane.inTurn(() => inLoops(lane, group, array, shared, op, signature, wait))
+/** Memory of all members for arrays in place. */
+interface Region {
+  number: number
+  blocks: readonly Uint8Array[]
+  native: Reduce | null
 }
+
+export class ArrayReducer {
+  readonly #lane: SharedLane
+  readonly #group: LaneGroup
+  readonly #addon: Addon | null
+  /** Carries arrays of private memory through the lane's slots. */
+  readonly #carry: Reduce | null
+  readonly #regions = new Map<ArrayBufferLike, Region>()
+
+  constructor(lane: SharedLane, group: LaneGroup, addon: Addon | null) {
+    this.#lane = lane
+    this.#group = group
+    this.#addon = addon
+    const slots = lane.slots.map(([even, odd]) => new Uint8Array(even.buffer, even.byteOffset, even.byteLength + odd.byteLength))
+    this.#carry = addon?.createReducer(lane.words, slots, lane.counter, 0) ?? null
+  }
+
+  /** Memory number `number` (from 1), one block for each member. */
+  add(number: number, blocks: readonly Uint8Array[]): void {
+    const [{ buffer, byteLength }] = blocks as [Uint8Array]
+    const native = this.#addon && byteLength > 0 ? this.#addon.createReducer(this.#lane.words, blocks, this.#lane.counter, number) : null
+    this.#regions.set(buffer, { number, blocks, native })
+  }
+
+  /** The arrays of all members combined, in member order, into each member's own. */
+  reduce(array: WireArray, op: WireOp, wait: Wait): Promise<void> {
+    const region = this.#regions.size > 0 ? this.#regions.get(array.buffer) : undefined
+    const native = region ? region.native : this.#carry
+    return this.#lane.inTurn(() => (native ? this.#natively(native, array, OPS[op], wait) : this.#here(region, array, op, wait)))
+  }
+
+  async #natively(reduce: Reduce, array: WireArray, op: 0 | 1 | 2, wait: Wait): Promise<void> {
+    const lane = this.#lane
+    lane.check()
+    for (;;) {
+      const result = reduce(array, op, NATIVE, lane.alarm, BLOCK_MICROSECONDS)
+      if (result === ARRIVED) return
+      if (result === MISMATCHED || result === ELSEWHERE) throw this.#group.mismatch()
+      await lane.arrive(lane.counter[0] as number, wait)
+    }
+  }
+
+  async #here(region: Region | undefined, array: WireArray, op: WireOp, wait: Wait): Promise<void> {
+    const lane = this.#lane
+    const offset = region ? array.byteOffset - (region.blocks[lane.rank] as Uint8Array).byteOffset : 0
+    const kind = TYPES.findIndex((type) => array instanceof type)
+    const signature = sign([1 + OPS[op], kind, array.length, region?.number ?? 0, offset])
+    const { words, at } = lane.words
+    const meet = async (): Promise<void> => {
+      const epoch = lane.counter[0] as number
+      words[at + lane.rank * LINE + SIGNATURE + (epoch & 1)] = signature
+      this.#group.waiter.post(lane.words, epoch)
+      if (!lane.arrived(epoch)) await lane.arrive(epoch, wait)
+      lane.checkSignatures(epoch & 1, signature)
+    }
+    if (region) {
+      lane.next()
+      await meet()
+      const part = Math.ceil(array.length / lane.size)
+      const [from, to] = [Math.min(array.length, lane.rank * part), Math.min(array.length, (lane.rank + 1) * part)]
+      const shared = region.blocks.map((own) => viewLike(array, own, offset))
+      join(shared, op, from, to, shared)
+      lane.next()
+      await meet()
+      return
+    }
+    const per = Math.floor(lane.slot(0, 0).byteLength / array.BYTES_PER_ELEMENT)
+    for (let from = 0; from < array.length || from === 0; from += per) {
+      const length = Math.min(per, array.length - from)
+      const piece = array.subarray(from, from + length) as WireArray
+      const epoch = lane.next()
+      const slots = lane.slots.map((_, m) => viewLike(piece, lane.slot(m, epoch), 0))
+      ;(slots[lane.rank] as WireArray).set(piece as never)
+      await meet()
+      join(slots, op, 0, length, [piece])
+    }
+  }
+}
+
+/** The addon itself compares kinds, lengths and places. */
+const NATIVE = 1
+
+const TYPES = [Int32Array, Uint32Array, BigInt64Array, BigUint64Array, Float32Array, Float64Array] as const
 
 /** Never 0, which is an exchange. */
 function sign(parts: readonly number[]): number {
@@ -36,45 +110,6 @@ function sign(parts: readonly number[]): number {
 function viewLike(array: WireArray, { buffer, byteOffset }: Uint8Array, offset: number): WireArray {
   const Type = array.constructor as new (buffer: ArrayBufferLike, byteOffset: number, length: number) => WireArray
   return new Type(buffer, byteOffset + offset, array.length)
-}
-
-async function inLoops(
-  lane: SharedLane,
-  group: LaneGroup,
-  array: WireArray,
-  shared: readonly WireArray[] | null,
-  op: WireOp,
-  signature: number,
-  wait: Wait,
-): Promise<void> {
-  const { words, at } = lane.words
-  const meet = async (): Promise<void> => {
-    const epoch = lane.epoch
-    words[at + lane.rank * LINE + SIGNATURE + (epoch & 1)] = signature
-    group.waiter.post(lane.words, epoch)
-    if (!lane.arrived(epoch)) await lane.arrive(epoch, wait)
-    lane.checkSignatures(epoch & 1, signature)
-  }
-  if (shared) {
-    lane.next()
-    await meet()
-    const part = Math.ceil(array.length / lane.size)
-    const [from, to] = [Math.min(array.length, lane.rank * part), Math.min(array.length, (lane.rank + 1) * part)]
-    join(shared, op, from, to, shared)
-    lane.next()
-    await meet()
-    return
-  }
-  const per = Math.floor((lane.slots[0]?.[0].byteLength as number) / array.BYTES_PER_ELEMENT)
-  for (let from = 0; from < array.length || from === 0; from += per) {
-    const length = Math.min(per, array.length - from)
-    const piece = array.subarray(from, from + length) as WireArray
-    const parity = lane.next() & 1
-    const slots = lane.slots.map((_, m) => viewLike(piece, lane.slot(m, parity), 0))
-    ;(slots[lane.rank] as WireArray).set(piece as never)
-    await meet()
-    join(slots, op, 0, length, [piece])
-  }
 }
 
 /** Elements that stay in a processor's cache while all parts are added to them. */

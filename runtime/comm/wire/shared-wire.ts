@@ -1,10 +1,11 @@
 // SharedWire: the wire of ranks that share memory: worker threads of one process, or processes of one machine.
-import { ArgumentError, describe, RankFailedError, type RankmeshError, TimeoutError } from '../../core/errors.ts'
+import type { Addon } from '../../core/addon.ts'
+import { ArgumentError, CollectiveMismatchError, describe, RankFailedError, type RankmeshError, TimeoutError } from '../../core/errors.ts'
 import type { Wait, Wire, WireArray, WireOp } from '../wire.ts'
 import { Board, type Failure } from './board.ts'
 import { HEADER, HERE, type Layout, LEFT, layoutOf } from './layout.ts'
 import { type LaneGroup, SharedLane } from './shared-lane.ts'
-import { type Blocks, combine } from './shared-reduce.ts'
+import { ArrayReducer } from './shared-reduce.ts'
 import { atomicsWaiter, type Waiter } from './waiter.ts'
 
 /** How more memory is shared: for groups split off, and for arrays. */
@@ -13,6 +14,8 @@ export interface SharedPlace {
   readonly about: string
   readonly isSameProcess: boolean
   readonly waiter: Waiter
+  /** For sums; null where they are done here. */
+  readonly addon: Addon | null
   /** Zeroed memory under a name that the ranks have agreed on, made by the one that leads. @throws ERR_TIMEOUT, ERR_BACKEND_UNAVAILABLE. */
   memory(name: string, byteLength: number, lead: boolean, wait: Wait): Promise<PlacedMemory>
 }
@@ -59,8 +62,8 @@ export class SharedWire implements Wire, LaneGroup {
   readonly #board: Board
   readonly #parent: SharedWire | null
   readonly #pairs = new Map<number, SharedLane>()
-  readonly #blocks: Blocks = new Map()
-  readonly #arrays: PlacedMemory[] = []
+  #arrays: ArrayReducer | undefined
+  readonly #memories: PlacedMemory[] = [] // of arrays
   readonly #watchers = new Set<(failure: RankmeshError) => void>()
   #watching: ReturnType<typeof setInterval> | undefined
   #allocations = 0
@@ -137,17 +140,19 @@ export class SharedWire implements Wire, LaneGroup {
 
   reduce(array: WireArray, op: WireOp, wait: Wait): Promise<void> {
     this.note(wait.call)
-    return combine(this.control, this, this.#blocks, array, op, wait)
+    this.#arrays ??= new ArrayReducer(this.control, this, this.#place.addon)
+    return this.#arrays.reduce(array, op, wait)
   }
 
   async allocate(byteLength: number, wait: Wait): Promise<Uint8Array> {
     const pitch = Math.ceil(Math.max(1, byteLength) / 4096) * 4096
     const memory = await this.#place.memory(`${this.#name}.m${this.#allocations++}`, pitch * this.size, this.rank === 0, wait)
-    this.#arrays.push(memory)
+    this.#memories.push(memory)
     const { words } = memory
     const blocks = this.members.map((_, r) => new Uint8Array(words.buffer, words.byteOffset + r * pitch, byteLength))
     const own = blocks[this.rank] as Uint8Array
-    if (byteLength > 0) this.#blocks.set(words.buffer, { number: this.#allocations, blocks, rank: this.rank })
+    this.#arrays ??= new ArrayReducer(this.control, this, this.#place.addon)
+    this.#arrays.add(this.#allocations, blocks)
     await this.control.exchange(new Uint8Array(0), wait) // everybody has it before anybody uses it
     memory.done()
     return own
@@ -202,7 +207,7 @@ export class SharedWire implements Wire, LaneGroup {
     this.leave()
     this.#closed = true
     this.#stopWatching()
-    for (const memory of [...this.#arrays, this.#memory]) memory.close()
+    for (const memory of [...this.#memories, this.#memory]) memory.close()
   }
 
   check(missing: readonly number[]): void {
@@ -239,10 +244,11 @@ export class SharedWire implements Wire, LaneGroup {
     const calls = this.members.map(
       (name, rank) => `rank ${name} called ${this.#board.calls(rank, 1)[0]?.replace(/^#\d+ /, '') ?? 'nothing'}`,
     )
-    const message = `Ranks called different collectives: ${calls.join(', ')}; all ranks of a group must make the same calls in the same order`
     const rank = this.members.at(-1) as number
-    this.fail({ code: 'ERR_COLLECTIVE_MISMATCH', message, rank })
-    return this.failure as RankmeshError
+    return new CollectiveMismatchError(
+      `Ranks called different collectives: ${calls.join(', ')}; all ranks of a group must make the same calls in the same order`,
+      { rank },
+    )
   }
 
   #died(rank: number): boolean {

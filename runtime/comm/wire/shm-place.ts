@@ -13,6 +13,7 @@ export function shmPlace(addon: Addon): SharedPlace {
     about: 'processes of one machine over a shared segment, native waits and sums',
     isSameProcess: false,
     waiter: addon,
+    addon,
     async memory(name, byteLength, lead, wait) {
       const segment = lead ? create(addon, name, byteLength) : await open(addon, name, byteLength, wait)
       return placed(segment, lead)

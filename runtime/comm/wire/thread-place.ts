@@ -14,6 +14,7 @@ export function threadPlace(addon: Addon | null): SharedPlace {
     about: `worker threads over shared memory, ${addon ? 'native' : 'JavaScript'} waits and sums`,
     isSameProcess: true,
     waiter: addon ?? atomicsWaiter,
+    addon,
     memory: (name, byteLength, lead, wait) => (lead ? made(name, byteLength) : found(name, wait)),
   }
 }
