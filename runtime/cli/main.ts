@@ -3,6 +3,7 @@ import { parseArgs } from 'node:util'
 import { RankmeshError } from '../core/errors.ts'
 import { doctor } from './doctor.ts'
 import { generate } from './generate.ts'
+import { run } from './run.ts'
 
 const HELP = `rankmesh: tensor parallelism for JavaScript
 
@@ -22,6 +23,15 @@ const HELP = `rankmesh: tensor parallelism for JavaScript
       --deterministic tp-invariant   the same bits for every number of ranks (slower)
       --profile          measure the share of time in collectives
       --quiet            only the text
+
+  rankmesh run [-n N] [options] [--] SCRIPT [arguments]
+      Starts a script (.js, .mjs, .cjs, .ts; or any command) once per rank, with the variables of torchrun, and its lines under its rank.
+      When one fails the others are ended, and its exit code is the run's.
+      -n N               ranks on this node, 1 to 64 (default 1)
+      --nnodes N         nodes; then each node runs this, with the same -n and
+      --node-rank R      its own number, 0 to N - 1
+      --master HOST:PORT where the ranks meet: an address of node 0
+      --token-file FILE  the ranks' shared secret (on several nodes: or RANKMESH_TOKEN; on one node: by default a fresh one)
 
   rankmesh doctor [--json]
       Prints what this machine offers, and why what is absent is absent.
@@ -48,8 +58,10 @@ const OPTIONS = {
   help: { type: 'boolean', short: 'h' },
 } as const
 
-async function main(): Promise<number> {
-  const { values, positionals } = parseArgs({ options: OPTIONS, allowPositionals: true })
+async function main(args: string[]): Promise<number> {
+  const [first, ...others] = args
+  if (first === 'run' && !['--help', '-h'].includes(others[0] as string)) return run(others)
+  const { values, positionals } = parseArgs({ args, options: OPTIONS, allowPositionals: true })
   const [command, ...rest] = positionals
   if (values.help || command === undefined || command === 'help') {
     process.stdout.write(HELP)
@@ -71,7 +83,7 @@ function usage(message: string): number {
   return 2
 }
 
-main().then(
+main(process.argv.slice(2)).then(
   (code) => {
     process.exitCode = code
   },
