@@ -35,6 +35,7 @@ import type { MeetOptions } from './rendezvous.ts'
 import { WebGpuComm } from './webgpu/comm.ts'
 import { allReduceFusion } from './webgpu/fusion.ts'
 import { moeAllReduceFusion, moeFinalizeAllReduceFusion } from './webgpu/fusion-moe.ts'
+import { WireHostComm } from './wire-host.ts'
 
 export type DeviceBackend = 'webgpu'
 
@@ -46,8 +47,7 @@ export interface GroupOptions {
 /** Makes this rank's DeviceComm; all ranks of `host` call it. @throws ERR_BACKEND_UNAVAILABLE for a backend that is not built. */
 export async function createDeviceComm(backend: DeviceBackend, { host, device }: { host: HostComm; device: Device }): Promise<DeviceComm> {
   if (backend !== 'webgpu') throw new BackendUnavailableError(`Device backend '${backend}' is not built; this version has 'webgpu'`)
-  if (!(host instanceof LocalHostComm))
-    throw new BackendUnavailableError("The webgpu backend needs ranks of one thread: a 'local' HostComm")
+  if (!(host instanceof LocalHostComm || host instanceof WireHostComm)) throw invalidArgument('host', 'a HostComm of this library', host)
   if (!(device instanceof WebGpuDevice)) throw invalidArgument('device', 'a WebGPU device', device)
   return WebGpuComm.create(host, device)
 }

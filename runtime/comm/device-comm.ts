@@ -103,6 +103,9 @@ export interface CommStats {
   fused: number
   /** Bytes this rank contributed to them. */
   bytes: number
+  /** Rounds in which tensors' bytes went over the wire that joins the ranks, and the bytes this rank sent in them; 0 within one thread. */
+  crossings: number
+  hostBytes: number
   /** Of this rank's device since it was opened, all ranks on it together. */
   submits: number
   maps: number

@@ -36,6 +36,8 @@ export interface HostComm {
 export interface GroupHost extends HostComm {
   /** The members by their ranks in the world. */
   readonly members: readonly number[]
+  /** Milliseconds until a wait fails where a call names no deadline. */
+  readonly timeoutMs: number
   /** How ranks of other threads are reached; null where all ranks of the group share this thread. */
   readonly wire: Wire | null
   /**
@@ -76,6 +78,10 @@ export class LocalHostComm implements GroupHost {
   /** The members by their ranks in the world. */
   get members(): readonly number[] {
     return this.#rendezvous.members
+  }
+
+  get timeoutMs(): number {
+    return this.#rendezvous.world.timeoutMs
   }
 
   /** The collective all others are made of; see Rendezvous.meet. */

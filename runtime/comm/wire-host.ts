@@ -18,14 +18,14 @@ import { type Lane, type Wait, type Wire, type WireArray, waitFor } from './wire
 
 export class WireHostComm implements GroupHost {
   readonly wire: Wire
-  readonly #timeoutMs: number
+  readonly timeoutMs: number
   readonly #unwatch: (() => void)[] = []
   #splits = 0
 
   /** `timeoutMs` counts where a call names no deadline of its own. */
   constructor(wire: Wire, timeoutMs: number) {
     this.wire = wire
-    this.#timeoutMs = timeoutMs
+    this.timeoutMs = timeoutMs
   }
 
   get rank(): number {
@@ -51,7 +51,7 @@ export class WireHostComm implements GroupHost {
     options: MeetOptions = {},
     outline: (payload: P) => unknown = (payload) => payload,
   ): Promise<R> {
-    const { results, payload } = await matched(this.wire, this.wire.control, call, offer, this.#timeoutMs, options, outline)
+    const { results, payload } = await matched(this.wire, this.wire.control, call, offer, this.timeoutMs, options, outline)
     const payloads = results.map((bytes, rank) => (rank === this.rank ? payload : (decodeValue(bytes) as P)))
     const all = await complete(payloads)
     return all[this.rank] as R
@@ -132,7 +132,7 @@ export class WireHostComm implements GroupHost {
     if (own === null) return null
     const ranks = groupsOf(choices).get(own) as number[]
     const wire = await this.wire.split(ranks, `${at}.${own}`, this.#wait('split()', options))
-    return new WireHostComm(wire, this.#timeoutMs)
+    return new WireHostComm(wire, this.timeoutMs)
   }
 
   /** The last collectives of every member, for messages. */
@@ -146,18 +146,18 @@ export class WireHostComm implements GroupHost {
   }
 
   async #collect(call: string, offer: Offer<Uint8Array | undefined>, options: MeetOptions): Promise<readonly Uint8Array[]> {
-    const { results } = await matched(this.wire, this.wire.control, call, offer, this.#timeoutMs, options, (bytes) => bytes)
+    const { results } = await matched(this.wire, this.wire.control, call, offer, this.timeoutMs, options, (bytes) => bytes)
     return results
   }
 
-  #wait(call: string, { timeoutMs = this.#timeoutMs, signal }: MeetOptions): Wait {
+  #wait(call: string, { timeoutMs = this.timeoutMs, signal }: MeetOptions): Wait {
     return waitFor(timeoutMs, call, signal)
   }
 }
 
 /**
  * One round on a lane in which calls are matched: every member's payload as bytes, the caller's own also as it is. `bytesOf` makes an
- * offer's payload what the others see; bytes go as they are.
+ * offer's payload what the others see; bytes go as they are. `members` are the lane's, by rank in the world.
  * @throws as Rendezvous.meet: the caller's own refusal; ERR_COLLECTIVE_MISMATCH on every member.
  */
 export async function matched<P>(
@@ -168,6 +168,7 @@ export async function matched<P>(
   defaultTimeoutMs: number,
   { timeoutMs = defaultTimeoutMs, signal }: MeetOptions,
   bytesOf: (payload: P) => unknown,
+  members: readonly number[] = wire.members,
 ): Promise<{ results: readonly Uint8Array[]; payload: P }> {
   wire.note(call)
   const timed = offerOf(() => timeoutOf(timeoutMs))
@@ -187,7 +188,7 @@ export async function matched<P>(
   if ('refusal' in mine) throw mine.refusal
   const own = messages[lane.rank] as Message
   const other = messages.findIndex((message) => !sameBytes(message.call, own.call))
-  const rankOf = (index: number): number => wire.members[lane.size === wire.size ? index : 0] as number
+  const rankOf = (index: number): number => members[index] as number
   const refused = messages.findIndex((message) => message.refused)
   if (refused >= 0) {
     const rank = rankOf(refused)

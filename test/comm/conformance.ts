@@ -5,6 +5,8 @@ import { type Shape, sizeOf } from '../../runtime/core/shape.ts'
 import { Tensor } from '../../runtime/core/tensor.ts'
 import type { Device } from '../../runtime/device/device.ts'
 import { launch, type RankContext } from '../../runtime/scheduler/launch.ts'
+import type { MemoryWire } from '../support/memory-wire.ts'
+import { launchOver } from '../support/over-wire.ts'
 import { type Factors, pairwise, type Row } from '../support/pairwise.ts'
 import { Random, seed } from '../support/random.ts'
 import { fusedCases } from './conformance-fused.ts'
@@ -18,6 +20,10 @@ export interface GroupKind {
   devices: readonly Device[]
   /** The device of each rank, as an index; or why there is no such group. */
   place(ranks: number): number[] | string
+  /** The wires that join such a number of ranks, each a site of its own; absent: ranks of one thread. */
+  join?(ranks: number): readonly MemoryWire[]
+  /** Few cases of each kind. */
+  brief?: boolean
   /** Buffers held on all devices, where the backend can tell: nothing may be left over. */
   live?(): number
 }
@@ -55,7 +61,7 @@ export function conformance(kinds: readonly GroupKind[]): void {
         describe(`${ranks} ranks (seed ${start}, cases ${dealing})`, () => {
           const share: Group['share'] = (factors) => pairwise(factors, new Random(dealing)).filter((_, i) => (i + turn) % SHARES === 0)
           const group = groupOf(kind, place, new Random(start), share)
-          const brief = ranks === 64
+          const brief = kind.brief ?? ranks === 64
           reduceCases(group, brief)
           moveCases(group, brief)
           fusedCases(group, brief)
@@ -90,7 +96,8 @@ function groupOf(kind: GroupKind, place: readonly number[], random: Random, shar
     },
     async run(main) {
       const before = kind.live?.()
-      const results = await launch({ ranks: place.length, devices, timeoutMs: 20_000 }, main)
+      const options = { ranks: place.length, devices, timeoutMs: 20_000 }
+      const results = await (kind.join ? launchOver(kind.join(place.length), options, main) : launch(options, main))
       const after = kind.live?.()
       if (before !== after) throw new Error(`${after} buffers are held after the program, ${before} before it`)
       return results

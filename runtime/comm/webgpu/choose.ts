@@ -3,11 +3,12 @@ import { platform } from '#platform'
 import { ArgumentError, invalidArgument } from '../../core/errors.ts'
 import type { Tensor } from '../../core/tensor.ts'
 import { ALGORITHMS, type AlgorithmName, chooseAlgorithm, type ReductionCall } from '../algorithms.ts'
+import type { Wire } from '../wire.ts'
 import type { WebGpuGroup } from './group.ts'
 import type { Member } from './member.ts'
 
 export function reductionCall({ group }: Member, collective: ReductionCall['collective'], x: Tensor, pieces: number): ReductionCall {
-  const ranksPerDevice = group.clusters.map(({ ranks }) => ranks.length)
+  const ranksPerDevice = group.sites.map(({ ranks }) => ranks.length)
   return { collective, count: x.size, dtype: x.dtype, pieces, ranksPerDevice }
 }
 
@@ -24,16 +25,18 @@ export function checkAlgorithm(name: AlgorithmName | undefined, call: ReductionC
 export function algorithmFor(member: Member, call: ReductionCall, wanted?: AlgorithmName): AlgorithmName {
   const { algorithm, reason } = wanted ? { algorithm: wanted, reason: 'asked for' } : chooseAlgorithm(call, member.group.stepBytes)
   const { collective, count, dtype, ranksPerDevice } = call
-  debug(`${collective} of ${count} ${dtype} over ${ranksPerDevice.join('+')} ranks: ${algorithm}, ${reason}`)
+  if (!member.host.wire || member.rank === 0)
+    debug(`${collective} of ${count} ${dtype} over ${ranksPerDevice.join('+')} ranks: ${algorithm}, ${reason}`)
   return algorithm
 }
 
-/** A group in one line: ranks, devices, and what its reductions take. */
-export function describeGroup({ clusters, stepBytes }: WebGpuGroup): string {
-  const ranks = clusters.reduce((n, cluster) => n + cluster.ranks.length, 0)
-  const devices = clusters.map(({ gpu, ranks }) => `${ranks.length} on ${gpu.info.adapter}`).join(', ')
-  const how = clusters.length === 1 ? 'on-device' : `one-shot or two-shot through the host, a wait counted as ${stepBytes} bytes`
-  return `${ranks} rank${ranks === 1 ? '' : 's'} (${devices}): reductions ${how}`
+/** A group in one line: ranks, devices, how they are joined, and what its reductions take. */
+export function describeGroup({ sites, stepBytes }: WebGpuGroup, wire: Wire | null): string {
+  const ranks = sites.reduce((n, site) => n + site.ranks.length, 0)
+  const devices = sites.map((site) => `${site.ranks.length} on ${site.adapter}`).join(', ')
+  const joined = wire ? `, joined by ${wire.about}` : ''
+  const how = sites.length === 1 ? 'on-device' : `one-shot or two-shot through the host, a wait counted as ${stepBytes} bytes`
+  return `${ranks} rank${ranks === 1 ? '' : 's'} (${devices}${joined}): reductions ${how}`
 }
 
 /** With RANKMESH_DEBUG=comm, a line on standard error. */

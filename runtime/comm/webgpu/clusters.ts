@@ -1,17 +1,27 @@
-// Clusters: which ranks of a group share a device, and how their operands come to lie side by side on the devices that need them.
+// Clusters: which ranks of a group share a device, here or elsewhere, and how operands come to lie side by side on the devices that need them.
 import type { DType } from '../../core/dtype.ts'
 import { roundUp } from '../../core/shape.ts'
 import { type Range, single } from '../../device/webgpu/commands.ts'
-import type { WebGpuDevice } from '../../device/webgpu/device.ts'
+import { WebGpuDevice } from '../../device/webgpu/device.ts'
 import type { Gpu } from '../../device/webgpu/gpu.ts'
 import { copyBytes, type Sink } from '../../device/webgpu/launch.ts'
 import { ALIGNMENT } from '../../device/webgpu/pool.ts'
 import type { Scope } from './scope.ts'
 
-/** The ranks of a group on one device, ascending. Clusters are ordered by their lowest rank. */
-export interface Cluster {
-  readonly gpu: Gpu
+/** A rank's device in another thread, process or machine, as this one knows it. */
+export interface FarDevice {
+  readonly adapter: string
+}
+
+/** The ranks of a group on one device, ascending; sites are ordered by their lowest rank. Those of this thread are clusters. */
+export interface Site {
   readonly ranks: readonly number[]
+  readonly adapter: string
+}
+
+/** A site whose device is here. */
+export interface Cluster extends Site {
+  readonly gpu: Gpu
   readonly lanes: readonly number[]
   /** Records behind what the cluster's lanes have recorded up to the last merge. */
   readonly sink: Sink
@@ -25,23 +35,56 @@ export interface Slices {
   dtype: DType
 }
 
+/** Bytes of some device, as all sites know them: which are the same, and how many. */
+export interface Extent {
+  readonly buffer: { readonly id: number }
+  readonly offset: number
+  readonly byteLength: number
+}
+
 /** What one of several devices brings to an exchange. */
 export interface Source {
-  cluster: Cluster
+  site: Site
+  range: Extent
+}
+
+/** A source of this thread. */
+export interface LocalSource extends Source {
+  site: Cluster
   range: Range
 }
 
-export function clustersOf(devices: readonly WebGpuDevice[]): Cluster[] {
-  const byGpu = new Map<Gpu, number[]>()
-  devices.forEach(({ gpu }, rank) => {
-    byGpu.set(gpu, [...(byGpu.get(gpu) ?? []), rank])
+export function sitesOf(devices: readonly (WebGpuDevice | FarDevice)[]): Site[] {
+  const byMemory = new Map<Gpu | FarDevice, number[]>()
+  devices.forEach((device, rank) => {
+    const key = device instanceof WebGpuDevice ? device.gpu : device
+    byMemory.set(key, [...(byMemory.get(key) ?? []), rank])
   })
-  return [...byGpu].map(([gpu, ranks]) => ({
-    gpu,
-    ranks,
-    lanes: ranks.map((rank) => (devices[rank] as WebGpuDevice).lane),
-    sink: { gpu, record: (command) => gpu.recorder.push(single(command)) },
-  }))
+  return [...byMemory].map(([memory, ranks]): Site | Cluster => {
+    if (!('recorder' in memory)) return { ranks, adapter: memory.adapter }
+    return {
+      ranks,
+      adapter: memory.info.adapter,
+      gpu: memory,
+      lanes: ranks.map((rank) => (devices[rank] as WebGpuDevice).lane),
+      sink: { gpu: memory, record: (command) => memory.recorder.push(single(command)) },
+    }
+  })
+}
+
+export function isHere(site: Site): site is Cluster {
+  return 'gpu' in site
+}
+
+export function isLocal(source: Source): source is LocalSource {
+  return isHere(source.site)
+}
+
+let far = 0
+
+/** Stands for bytes that another site takes on its way. */
+export function elsewhere(byteLength: number): Extent {
+  return { buffer: { id: --far }, offset: 0, byteLength }
 }
 
 /** Puts the ranks' own commands before whatever the collective records next. */
@@ -77,14 +120,14 @@ export function sliceAt({ range, pitch }: Slices, index: number, byteLength: num
 }
 
 /** Reads ranges of several devices; each device is asked once, all at the same time. */
-export async function readAll(sources: readonly Source[]): Promise<Uint8Array<ArrayBuffer>[]> {
+export async function readAll(sources: readonly LocalSource[]): Promise<Uint8Array<ArrayBuffer>[]> {
   const pending = sources.map(
-    ({ cluster, range }) =>
+    ({ site, range }) =>
       new Promise<Uint8Array<ArrayBuffer>>((resolve, reject) => {
-        cluster.gpu.recorder.push({ kind: 'read', from: range, readers: [{ resolve, reject }] })
+        site.gpu.recorder.push({ kind: 'read', from: range, readers: [{ resolve, reject }] })
       }),
   )
-  for (const gpu of new Set(sources.map(({ cluster }) => cluster.gpu))) gpu.recorder.flush()
+  for (const gpu of new Set(sources.map(({ site }) => site.gpu))) gpu.recorder.flush()
   const outcomes = await Promise.allSettled(pending)
   return outcomes.map((outcome) => {
     if (outcome.status === 'rejected') throw outcome.reason
@@ -92,29 +135,35 @@ export async function readAll(sources: readonly Source[]): Promise<Uint8Array<Ar
   })
 }
 
-export function upload({ sink }: Cluster, to: Range, bytes: Uint8Array<ArrayBuffer>): void {
-  const padded = bytes.byteLength % 4 === 0 ? bytes : new Uint8Array(roundUp(bytes.byteLength, 4))
-  if (padded !== bytes) padded.set(bytes)
-  sink.record({ kind: 'upload', to, bytes: padded })
+/** Bytes that a crossing gave, or a part of them, to a place on a device. */
+export function upload({ crossing }: Scope, { sink }: Cluster, to: Range, bytes: Uint8Array): void {
+  const own = bytes.byteLength % 4 === 0 && !crossing.passing
+  const plain = own ? (bytes as Uint8Array<ArrayBuffer>) : new Uint8Array(roundUp(bytes.byteLength, 4))
+  if (!own) plain.set(bytes)
+  sink.record({ kind: 'upload', to, bytes: plain })
 }
 
-/** Operands of equal size, one from each source, side by side on every device in `targets`; each crosses the host once. */
+/**
+ * Operands of equal size, one from each source, side by side on every device in `targets` that is here; each crosses the host once. All
+ * sites name all targets.
+ */
 export async function exchange(
   scope: Scope,
   sources: readonly Source[],
-  targets: readonly Cluster[],
+  targets: readonly Site[],
   byteLength: number,
   dtype: DType,
 ): Promise<Slices[]> {
-  if (byteLength === 0) return targets.map((target) => emptySlices(scope, target, sources.length, 0, dtype))
-  const leaving = sources.filter(({ cluster }) => targets.some((target) => target !== cluster))
-  const bytes = new Map((await readAll(leaving)).map((data, i) => [leaving[i], data]))
-  return targets.map((target) => {
+  const here = targets.filter(isHere)
+  if (byteLength === 0) return here.map((target) => emptySlices(scope, target, sources.length, 0, dtype))
+  const leaving = sources.filter(({ site }) => targets.some((target) => target !== site))
+  const bytes = new Map((await scope.crossing.read(leaving)).map((data, i) => [leaving[i], data]))
+  return here.map((target) => {
     const slices = emptySlices(scope, target, sources.length, byteLength, dtype)
     sources.forEach((source, i) => {
       const to = sliceAt(slices, i, byteLength)
-      if (source.cluster === target) copyBytes(target.sink, source.range, to, byteLength)
-      else upload(target, to, bytes.get(source) as Uint8Array<ArrayBuffer>)
+      if (isLocal(source) && source.site === target) copyBytes(target.sink, source.range, to, byteLength)
+      else upload(scope, target, to, bytes.get(source) as Uint8Array)
     })
     return slices
   })

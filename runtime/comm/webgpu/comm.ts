@@ -1,7 +1,8 @@
-// WebGpuComm: collectives among ranks of one thread on WebGPU devices. Ranks on one device reduce in its memory; devices exchange one
-// partial each through host memory, and the same kernels finish on each of them. What each collective does is in the files beside this one.
+// WebGpuComm: collectives among ranks on WebGPU devices. Ranks of one thread on one device reduce in its memory; devices exchange one partial
+// each, through host memory or over the wire that joins their threads, and the same kernels finish on each of them. What each collective does
+// is in the files beside this one.
 import { type DType, dtypeSize } from '../../core/dtype.ts'
-import { ArgumentError } from '../../core/errors.ts'
+import { ArgumentError, RankFailedError } from '../../core/errors.ts'
 import { checkShape, type Shape, sizeOf } from '../../core/shape.ts'
 import type { Tensor } from '../../core/tensor.ts'
 import type { WebGpuDevice } from '../../device/webgpu/device.ts'
@@ -20,11 +21,13 @@ import type {
   TreeCut,
   TuneReport,
 } from '../device-comm.ts'
-import type { LocalHostComm } from '../host.ts'
+import { type GroupHost, LocalHostComm } from '../host.ts'
 import type { MeetOptions } from '../rendezvous.ts'
-import { Channels } from './channels.ts'
+import type { Wire } from '../wire.ts'
+import { LocalChannels, WireChannels } from './channels.ts'
 import { checkHere, describeShape, describeTensor } from './checks.ts'
 import { debug, describeGroup } from './choose.ts'
+import type { FarDevice } from './clusters.ts'
 import { allGather, broadcast, broadcastInto, gather } from './gather.ts'
 import { WebGpuGroup } from './group.ts'
 import { type Common, Member } from './member.ts'
@@ -44,8 +47,8 @@ export class WebGpuComm implements DeviceComm {
   /** What operations built beside this class need. */
   readonly member: Member
 
-  private constructor(host: LocalHostComm, common: Common) {
-    this.member = new Member(host, common)
+  private constructor(host: GroupHost, device: WebGpuDevice, common: Common) {
+    this.member = new Member(host, device, common)
     this.rank = host.rank
     this.size = host.size
     const { ranks } = common.group.home(host.rank)
@@ -54,18 +57,18 @@ export class WebGpuComm implements DeviceComm {
   }
 
   /** Every rank of `host` joins with its own view of its device. A device that is lost ends the group. */
-  static async create(host: LocalHostComm, device: WebGpuDevice): Promise<WebGpuComm> {
-    const common = await host.meet('createDeviceComm(webgpu)', { payload: device }, (devices) => {
+  static async create(host: GroupHost, device: WebGpuDevice): Promise<WebGpuComm> {
+    const outline = ({ gpu }: WebGpuDevice): FarDevice => ({ adapter: gpu.info.adapter })
+    const complete = (devices: WebGpuDevice[]): Common[] => {
       if (new Set(devices).size < devices.length) {
         throw new ArgumentError('Two ranks gave the same view of a device; give each rank its own, made with device.view()')
       }
-      const group = new WebGpuGroup(devices)
-      for (const { gpu } of group.clusters) host.watch((end) => gpu.onFailure(end))
-      const common = { group, channels: new Channels(devices) }
+      const common = host instanceof LocalHostComm ? withinThread(host, devices) : overWire(host, devices)
       return devices.map(() => common)
-    })
-    if (host.rank === 0) debug(describeGroup(common.group))
-    return new WebGpuComm(host, common)
+    }
+    const common = await host.meet('createDeviceComm(webgpu)', { payload: device }, complete, {}, outline)
+    if (host.rank === 0) debug(describeGroup(common.group, host.wire))
+    return new WebGpuComm(host, device, common)
   }
 
   /** The group's members by their ranks in the world. */
@@ -141,7 +144,7 @@ export class WebGpuComm implements DeviceComm {
 
   async barrier(options: MeetOptions = {}): Promise<void> {
     const nothing = async (all: null[]): Promise<null[]> => all
-    await this.member.run('barrier()', () => null, options, nothing)
+    await this.member.runApart('barrier()', () => null, options, nothing)
   }
 
   async allocate(
@@ -154,7 +157,7 @@ export class WebGpuComm implements DeviceComm {
     }
     const { group } = this.member
     const call = `allocate(${describeShape(shape)} ${dtype}${shared ? ', shared' : ''})`
-    return this.member.run(call, prepare, options, async ([bytes = 0], scope) => {
+    return this.member.runApart(call, prepare, options, async ([bytes = 0], scope) => {
       const results: Tensor[] = []
       for (const { gpu, ranks } of group.clusters) {
         const storages = gpu.pool.allocateSlices(shared ? 1 : ranks.length, bytes)
@@ -187,12 +190,13 @@ export class WebGpuComm implements DeviceComm {
   }
 
   describe(): string {
-    return describeGroup(this.member.group)
+    return describeGroup(this.member.group, this.member.host.wire)
   }
 
   stats(): CommStats {
-    const { submits, maps } = this.member.device.stats
-    return { ...this.member.counts, submits, maps }
+    const { counts, traffic, device } = this.member
+    const { submits, maps } = device.stats
+    return { ...counts, crossings: traffic.crossings, hostBytes: traffic.bytes, submits, maps }
   }
 
   /** All ranks learn whether each one's tensor is usable. */
@@ -201,7 +205,7 @@ export class WebGpuComm implements DeviceComm {
       checkHere(this.member.device, tensor, 'tensor')
       return null
     }
-    await this.member.run(`${name}(${describeTensor(tensor)})`, check, options, async (all) => all)
+    await this.member.runApart(`${name}(${describeTensor(tensor)})`, check, options, async (all) => all)
   }
 
   destroy(): void {
@@ -211,4 +215,23 @@ export class WebGpuComm implements DeviceComm {
   abort(reason: unknown): void {
     this.member.abort(reason)
   }
+}
+
+function withinThread(host: LocalHostComm, devices: readonly WebGpuDevice[]): Common {
+  const group = new WebGpuGroup(devices, null)
+  for (const { gpu } of group.clusters) host.watch((end) => gpu.onFailure(end))
+  return { group, channels: new LocalChannels(host, devices), traffic: { crossings: 0, bytes: 0 } }
+}
+
+/** Of all `devices` the one of this rank is here. */
+function overWire(host: GroupHost, devices: readonly (WebGpuDevice | FarDevice)[]): Common {
+  const wire = host.wire as Wire
+  const traffic = { crossings: 0, bytes: 0 }
+  const { timeoutMs } = host
+  const group = new WebGpuGroup(devices, { lane: wire.data, timeoutMs, traffic })
+  const rank = host.members[host.rank] as number
+  for (const { gpu } of group.clusters) {
+    host.watch((end) => gpu.onFailure((error) => end(new RankFailedError(`Rank ${rank} failed: ${error.message}`, { rank, cause: error }))))
+  }
+  return { group, channels: new WireChannels(host, wire, devices, traffic), traffic }
 }

@@ -3,13 +3,14 @@ import { dtypeSize } from '../../core/dtype.ts'
 import { ArgumentError } from '../../core/errors.ts'
 import type { Tensor } from '../../core/tensor.ts'
 import { expectDims, expectDType, expectShape } from '../../device/webgpu/checks.ts'
+import type { Range } from '../../device/webgpu/commands.ts'
 import { castRange, floatType, type Operand, withQuads, withScratch } from '../../device/webgpu/launch.ts'
 import type { DeviceComm } from '../device-comm.ts'
 import { checkFinite, type FusionResult, type MoeAllReduceFusion, type MoeFinalizeAllReduceFusion } from '../fusion/moe.ts'
 import { type PatternTraits, QUANT } from '../fusion/patterns.ts'
 import type { MeetOptions } from '../rendezvous.ts'
 import { checkHere, describeTensor } from './checks.ts'
-import { emptySlices, sliceAt } from './clusters.ts'
+import { elsewhere, emptySlices, sliceAt } from './clusters.ts'
 import { counted, describeRows, finishRows, memberOf, prepareRows, type RankRows, sizeOf } from './fusion.ts'
 import { combineExperts, type ExpertRows } from './fusion-kernels.ts'
 import type { Hold, Member } from './member.ts'
@@ -121,7 +122,7 @@ async function runExperts(
     const { tokens, hidden, dtype } = (payloads[0] as RankExperts).plan.spec
     const count = tokens * hidden
     const bytes = count * dtypeSize(dtype)
-    const operands: Operand[] = []
+    const operands = payloads.map((): Operand => ({ range: elsewhere(bytes) as Range, dtype, use: 'r', count, padded: true }))
     for (const cluster of member.group.clusters) {
       const slices = emptySlices(scope, cluster, cluster.ranks.length, bytes, dtype)
       for (const [i, rank] of cluster.ranks.entries()) {

@@ -65,7 +65,7 @@ export async function allReduceFusion(comm: DeviceComm, args: AllReduceFusion, o
     checkHere(member.device, input, 'input')
     expectDims(input, 2, 'input')
     floatType(input.dtype, 'input')
-    const several = member.group.clusters.length > 1
+    const several = member.group.sites.length > 1
     if (useOneshot === false && several) {
       if (given.fp32Acc === false) {
         throw new ArgumentError(
@@ -82,9 +82,9 @@ export async function allReduceFusion(comm: DeviceComm, args: AllReduceFusion, o
   const results = member.run(call, prepare, options, async (payloads, scope) => {
     const operands = operandsOf(payloads)
     const { group } = member
-    if (given.fp32Acc === false) return finishRows(member, scope, payloads, await group.side(scope, operands, group.clusters))
+    if (given.fp32Acc === false) return finishRows(member, scope, payloads, await group.side(scope, operands))
     const wanted =
-      useOneshot === 'auto' || useOneshot === undefined || group.clusters.length === 1 ? undefined : useOneshot ? 'one-shot' : 'two-shot'
+      useOneshot === 'auto' || useOneshot === undefined || group.sites.length === 1 ? undefined : useOneshot ? 'one-shot' : 'two-shot'
     const algorithm = algorithmFor(member, reductionCall(member, 'allReduce', input, Math.ceil(input.size / 4)), wanted)
     const partials = algorithm === 'two-shot' ? await twoShotSums(member, scope, operands) : await group.partials(scope, operands, 'sum')
     return finishRows(member, scope, payloads, partials)

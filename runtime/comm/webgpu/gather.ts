@@ -6,7 +6,7 @@ import type { Tensor } from '../../core/tensor.ts'
 import { copyBytes, type Operand, rangeOf } from '../../device/webgpu/launch.ts'
 import type { MeetOptions } from '../rendezvous.ts'
 import { checkHere, checkMoved, checkWritten, describeTensor } from './checks.ts'
-import { readAll, type Slices, upload } from './clusters.ts'
+import { isHere, type Slices, upload } from './clusters.ts'
 import { land, sameRange } from './land.ts'
 import { held, type Member } from './member.ts'
 import { interleave } from './moves.ts'
@@ -15,7 +15,7 @@ export async function allGather(member: Member, x: Tensor, { dim = -1, ...option
   const check = (): void => checkMoved(member.device, x, dim)
   if (member.size === 1) return member.bypass(x, check)
   const result = await member.run(`allGather(${describeTensor(x)}, dim ${dim})`, held(x, check), options, async (operands, scope) => {
-    const slices = await member.group.side(scope, operands, member.group.clusters)
+    const slices = await member.group.side(scope, operands)
     return member.group.spread(scope, widened(x.shape, dim, member.size), x.dtype, [], (cluster, i, y) => {
       interleave(cluster, slices[i] as Slices, y.range, x.shape, dim)
     })
@@ -37,6 +37,7 @@ export async function gather(
   const result = await member.run<Operand, Tensor | null>(call, held(x, check), options, async (operands, scope) => {
     const cluster = member.group.home(dst)
     const [slices] = (await member.group.side(scope, operands, [cluster])) as [Slices]
+    if (!isHere(cluster)) return operands.map(() => null)
     const shape = widened(x.shape, dim, member.size)
     const storage = cluster.gpu.pool.allocate(sizeOf(shape) * dtypeSize(x.dtype))
     const whole = member.group.tensor(scope, dst, storage, shape, x.dtype)
@@ -53,13 +54,12 @@ export async function broadcast(member: Member, x: Tensor, { src = 0, ...options
   }
   if (member.size === 1) return member.bypass(x, check)
   const result = await member.run(`broadcast(${describeTensor(x)}, src ${src})`, held(x, check), options, async (operands, scope) => {
-    const { clusters } = member.group
     const home = member.group.home(src)
     const { range } = operands[src] as Operand
-    const [bytes] = clusters.length > 1 && x.size > 0 ? await readAll([{ cluster: home, range }]) : []
+    const [bytes] = member.group.sites.length > 1 && x.size > 0 ? await scope.crossing.read([{ site: home, range }]) : []
     return member.group.spread(scope, x.shape, x.dtype, [], (cluster, _, y) => {
       if (cluster === home) copyBytes(cluster.sink, range, y.range, range.byteLength)
-      else if (bytes) upload(cluster, y.range, bytes)
+      else if (bytes) upload(scope, cluster, y.range, bytes)
     })
   })
   return member.counted(member.rank === src ? x : null, result)
@@ -82,13 +82,14 @@ export async function broadcastInto(member: Member, x: Tensor, { src = 0, ...opt
     const { range } = operands[src] as Operand
     const landed = await land(
       scope,
-      group.clusters.map((to) => ({ cluster: group.home(src), range, to })),
+      group.sites.map((to) => ({ site: group.home(src), range, to })),
     )
-    for (const [i, { sink, ranks }] of group.clusters.entries()) {
+    for (const [i, site] of group.sites.entries()) {
+      if (!isHere(site)) continue
       const from = landed[i] as typeof range
-      for (const rank of ranks) {
+      for (const rank of site.ranks) {
         const to = (operands[rank] as Operand).range
-        if (!sameRange(from, to)) copyBytes(sink, from, to, from.byteLength)
+        if (!sameRange(from, to)) copyBytes(site.sink, from, to, from.byteLength)
       }
     }
     return operands.map(() => null)

@@ -10,7 +10,21 @@ import type { GpuStorage } from '../../device/webgpu/pool.ts'
 import { treeSum } from '../../device/webgpu/tree.ts'
 import { STEP_BYTES, wireType } from '../algorithms.ts'
 import type { ReduceOp, TreeCut } from '../device-comm.ts'
-import { type Cluster, clustersOf, emptySlices, exchange, mergeLanes, type Slices, type Source, slicesOf } from './clusters.ts'
+import type { MeetOptions } from '../rendezvous.ts'
+import {
+  type Cluster,
+  emptySlices,
+  exchange,
+  type FarDevice,
+  isHere,
+  mergeLanes,
+  type Site,
+  type Slices,
+  type Source,
+  sitesOf,
+  slicesOf,
+} from './clusters.ts'
+import { type Link, WITHIN_THREAD, WireCrossing } from './crossing.ts'
 import { reduceSlices } from './kernels.ts'
 import { Scope } from './scope.ts'
 
@@ -21,22 +35,32 @@ export interface Target {
 }
 
 export class WebGpuGroup {
-  /** By rank of the group. */
-  readonly devices: readonly WebGpuDevice[]
+  /** All devices of the group. */
+  readonly sites: readonly Site[]
+  /** Those of them that are here, in the same order: all, or over a wire the one of this thread's rank. */
   readonly clusters: readonly Cluster[]
   /** What one more wait for a device is worth in bytes, for the choice of algorithms; `tune` measures it. */
   stepBytes: number = STEP_BYTES
+  readonly #devices: readonly (WebGpuDevice | FarDevice)[]
+  readonly #link: Link | null
   #last: Promise<unknown> = Promise.resolve()
 
-  constructor(devices: readonly WebGpuDevice[]) {
-    this.devices = devices
-    this.clusters = clustersOf(devices)
+  /** `devices` by rank of the group. */
+  constructor(devices: readonly (WebGpuDevice | FarDevice)[], link: Link | null) {
+    this.#devices = devices
+    this.#link = link
+    this.sites = sitesOf(devices)
+    this.clusters = this.sites.filter(isHere)
   }
 
-  /** Runs a collective once those before it have ended, so that ranks may start several without awaiting each. */
-  run<R>(action: (scope: Scope) => Promise<R>): Promise<R> {
+  /**
+   * Runs a collective once those before it have ended, so that ranks may start several without awaiting each. Over a wire every rank runs
+   * it, in the same order: what all know of all operands decides what is exchanged, kernels run on the devices that are here.
+   */
+  run<R>(call: string, { timeoutMs }: MeetOptions, action: (scope: Scope) => Promise<R>): Promise<R> {
+    const crossing = this.#link ? new WireCrossing(this.#link, this.sites, call, timeoutMs) : WITHIN_THREAD
     const result = this.#last.then(() =>
-      Scope.run((scope) => {
+      Scope.run(crossing, (scope) => {
         mergeLanes(this.clusters)
         return action(scope)
       }),
@@ -48,22 +72,22 @@ export class WebGpuGroup {
     return result
   }
 
-  /** The cluster of a rank. */
-  home(rank: number): Cluster {
-    return this.clusters.find(({ ranks }) => ranks.includes(rank)) as Cluster
+  /** The device of a rank. */
+  home(rank: number): Site {
+    return this.sites.find(({ ranks }) => ranks.includes(rank)) as Site
   }
 
   /** A rank's own handle on memory of its device; takes over one count of `storage`. */
   tensor(scope: Scope, rank: number, storage: GpuStorage, shape: Shape, dtype: DType): Tensor {
-    return scope.result(new Tensor(this.devices[rank] as WebGpuDevice, storage, shape, dtype))
+    return scope.result(new Tensor(this.#devices[rank] as WebGpuDevice, storage, shape, dtype))
   }
 
   /**
-   * What is left to reduce on each device of `targets`: its ranks' operands where it is alone, else one partial of every device. Between
+   * What is left to reduce on each device of `targets` that is here: its ranks' operands where it is alone, else one partial of every device. Between
    * devices floats travel as float32, so that the result is rounded once.
    */
-  async partials(scope: Scope, operands: readonly Operand[], op: ReduceOp, targets: readonly Cluster[] = this.clusters): Promise<Slices[]> {
-    if (this.clusters.length === 1) return this.side(scope, operands, targets)
+  async partials(scope: Scope, operands: readonly Operand[], op: ReduceOp, targets: readonly Site[] = this.sites): Promise<Slices[]> {
+    if (this.sites.length === 1) return this.side(scope, operands, targets)
     const { sources, dtype } = this.sources(scope, operands, op)
     return exchange(scope, sources, targets, (sources[0] as Source).range.byteLength, dtype)
   }
@@ -74,15 +98,14 @@ export class WebGpuGroup {
    */
   sources(scope: Scope, operands: readonly Operand[], op: ReduceOp): { sources: Source[]; dtype: DType } {
     const [{ dtype, count }] = operands as [Operand]
-    const single = this.clusters.length === operands.length
+    const single = this.sites.length === operands.length
     const wire = wireType(dtype, single)
+    if (single) return { sources: operands.map(({ range }, rank) => ({ site: this.home(rank), range })), dtype: wire }
     const sources = this.clusters.map((cluster) => {
-      const ranges = rangesOf(cluster, operands)
-      if (single) return { cluster, range: ranges[0] as Range }
       const y = emptySlices(scope, cluster, 1, count * dtypeSize(wire), wire)
-      const x = slicesOf(scope, cluster, ranges, dtype)
+      const x = slicesOf(scope, cluster, rangesOf(cluster, operands), dtype)
       reduceSlices(cluster, x, { range: y.range, dtype: wire, use: 'w', count, padded: true }, op === 'avg' ? 'sum' : op, 1)
-      return { cluster, range: { ...y.range, byteLength: count * dtypeSize(wire) } }
+      return { site: cluster, range: { ...y.range, byteLength: count * dtypeSize(wire) } }
     })
     return { sources, dtype: wire }
   }
@@ -90,7 +113,7 @@ export class WebGpuGroup {
   /** The sums of all ranks' subtrees, joined on each device in the order of the tree. */
   async joined(scope: Scope, operands: readonly Operand[], { spans }: TreeCut): Promise<Slices[]> {
     const count = (operands[0] as Operand).count / slotsOf(spans)
-    const sides = await this.side(scope, operands, this.clusters)
+    const sides = await this.side(scope, operands)
     return this.clusters.map((cluster, i) => {
       const { range, pitch } = sides[i] as Slices
       const sum = emptySlices(scope, cluster, 1, count * 4, 'float32')
@@ -99,12 +122,12 @@ export class WebGpuGroup {
     })
   }
 
-  /** All ranks' operands side by side, in rank order, on each device of `targets`. */
-  async side(scope: Scope, operands: readonly Operand[], targets: readonly Cluster[]): Promise<Slices[]> {
+  /** All ranks' operands side by side, in rank order, on each device of `targets` that is here. */
+  async side(scope: Scope, operands: readonly Operand[], targets: readonly Site[] = this.sites): Promise<Slices[]> {
     const [{ dtype, range }] = operands as [Operand]
     const [first] = this.clusters as [Cluster]
-    if (this.clusters.length === 1) return [slicesOf(scope, first, rangesOf(first, operands), dtype)]
-    const sources = operands.map((operand, rank) => ({ cluster: this.home(rank), range: operand.range }))
+    if (this.sites.length === 1) return [slicesOf(scope, first, rangesOf(first, operands), dtype)]
+    const sources = operands.map((operand, rank) => ({ site: this.home(rank), range: operand.range }))
     return exchange(scope, sources, targets, range.byteLength, dtype)
   }
 

@@ -4,43 +4,50 @@ import type { Tensor } from '../../core/tensor.ts'
 import type { WebGpuDevice } from '../../device/webgpu/device.ts'
 import { type Operand, operand, storageOf } from '../../device/webgpu/launch.ts'
 import type { GpuStorage } from '../../device/webgpu/pool.ts'
-import type { LocalHostComm } from '../host.ts'
+import type { GroupHost } from '../host.ts'
 import { type MeetOptions, type Offer, offerOf } from '../rendezvous.ts'
 import type { Channels } from './channels.ts'
+import { orEnd, type Traffic } from './crossing.ts'
 import type { WebGpuGroup } from './group.ts'
 import type { Scope } from './scope.ts'
 
 /** Takes a rank's tensor as an operand; its memory stays as long as the collective needs it, whatever becomes of the tensor. */
 export type Hold = (tensor: Tensor, use: Operand['use']) => Operand
 
-/** What the ranks of a group share. */
+/** What the ranks of a group that are here share. */
 export interface Common {
   group: WebGpuGroup
   channels: Channels
+  traffic: Traffic
 }
 
 export class Member {
   readonly rank: number
   readonly size: number
-  readonly host: LocalHostComm
+  readonly host: GroupHost
   readonly group: WebGpuGroup
   readonly channels: Channels
   readonly device: WebGpuDevice
   readonly counts = { collectives: 0, fused: 0, bytes: 0 }
+  readonly traffic: Traffic
   #destroyed = false
+  /** Calls that this rank has joined and that have not ended. */
+  #pending = 0
 
-  constructor(host: LocalHostComm, { group, channels }: Common) {
+  constructor(host: GroupHost, device: WebGpuDevice, { group, channels, traffic }: Common) {
     this.host = host
+    this.device = device
     this.group = group
     this.channels = channels
+    this.traffic = traffic
     this.rank = host.rank
     this.size = host.size
-    this.device = group.devices[host.rank] as WebGpuDevice
   }
 
   /**
-   * Meets the other ranks and lets `action` run once for all. A rank whose own arguments are bad (`prepare` throws) joins to say so. The
-   * operands' memory is held until the end, so that disposing a tensor meanwhile does no harm.
+   * Meets the other ranks and lets `action` run once for all; over a wire once on each rank, with an outline of the other ranks' operands:
+   * see GroupHost.meet and WebGpuGroup.run. A rank whose own arguments are bad (`prepare` throws) joins to say so. The operands' memory is
+   * held until the end, so that disposing a tensor meanwhile does no harm.
    */
   run<P, R>(
     call: string,
@@ -48,9 +55,25 @@ export class Member {
     options: MeetOptions,
     action: (payloads: P[], scope: Scope) => Promise<R[]>,
   ): Promise<R> {
-    return this.holding(prepare, (offer) =>
-      this.host.meet(call, offer, (payloads) => this.group.run((scope) => action(payloads, scope)), options),
-    )
+    const { host, group } = this
+    const complete = (payloads: P[]): Promise<R[]> =>
+      orEnd(
+        host,
+        call,
+        group.run(call, options, (scope) => action(payloads, scope)),
+      )
+    return this.holding(prepare, (offer) => host.meet(call, offer, complete, options, outline))
+  }
+
+  /** As `run`, where nothing is exchanged: over a wire an action that fails does so on its own rank alone. */
+  runApart<P, R>(
+    call: string,
+    prepare: (hold: Hold) => P,
+    options: MeetOptions,
+    action: (payloads: P[], scope: Scope) => Promise<R[]>,
+  ): Promise<R> {
+    const complete = (payloads: P[]): Promise<R[]> => this.group.run(call, options, (scope) => action(payloads, scope))
+    return this.holding(prepare, (offer) => this.host.meet(call, offer, complete, options, outline))
   }
 
   /** Runs `body` with what `prepare` gives, or with its refusal, while the tensors it took are held. @throws ERR_ARGUMENT after `destroy`. */
@@ -63,10 +86,15 @@ export class Member {
       storages.push(storage)
       return operand(this.device.gpu, tensor, use)
     }
+    this.#pending++
     try {
       return await body(offerOf(() => prepare(hold)))
+    } catch (error) {
+      throw (this.host.wire && this.device.failure) ?? error // the wire tells of a lost device as of a failed rank
     } finally {
       for (const storage of storages) storage.release()
+      this.#pending--
+      this.#leave()
     }
   }
 
@@ -91,6 +119,12 @@ export class Member {
   destroy(): void {
     if (this.#destroyed) return
     this.#destroyed = true
+    this.#leave()
+  }
+
+  /** Over a wire the others still need this rank for what it has joined. */
+  #leave(): void {
+    if (!this.#destroyed || (this.host.wire && this.#pending > 0)) return
     this.channels.leave(this.rank)
     this.host.close()
   }
@@ -115,4 +149,13 @@ export function held(x: Tensor, check: () => void): (hold: Hold) => Operand {
 
 export function operandsOf(payloads: readonly { x: Operand }[]): Operand[] {
   return payloads.map((p) => p.x)
+}
+
+/** What the others see of a rank's operands over a wire: numbers and texts as they are, of what belongs to its device nothing. */
+function outline(value: unknown): unknown {
+  if (typeof value === 'function') return null
+  if (typeof value !== 'object' || value === null) return value
+  if (Array.isArray(value)) return value.map(outline)
+  if (Object.getPrototypeOf(value) !== Object.prototype) return null
+  return Object.fromEntries(Object.entries(value).map(([name, part]) => [name, outline(part)]))
 }

@@ -7,7 +7,7 @@ import { copyRuns, type Operand } from '../../device/webgpu/launch.ts'
 import type { Pitched } from '../device-comm.ts'
 import type { MeetOptions } from '../rendezvous.ts'
 import { checkWritten, describeTensor } from './checks.ts'
-import { emptySlices, readAll, sliceAt, upload } from './clusters.ts'
+import { elsewhere, emptySlices, isHere, type Slices, type Source, sliceAt, upload } from './clusters.ts'
 import { partOf, sameRange } from './land.ts'
 import type { Hold, Member } from './member.ts'
 
@@ -30,18 +30,19 @@ export async function allGather2D(member: Member, buffer: Tensor, layout: Pitche
     const unit = dtypeSize(buffer.dtype)
     const [row, bytes] = [width * unit, width * height * unit]
     const all = group.clusters.map((cluster) => emptySlices(scope, cluster, size, bytes, buffer.dtype))
-    const own = operands.map(({ range }, rank) => {
-      const cluster = group.home(rank)
-      const to = sliceAt(all[group.clusters.indexOf(cluster)] as (typeof all)[0], rank, bytes)
+    const own = operands.map(({ range }, rank): Source => {
+      const site = group.home(rank)
+      if (!isHere(site)) return { site, range: elsewhere(bytes) }
+      const to = sliceAt(all[group.clusters.indexOf(site)] as Slices, rank, bytes)
       const from = partOf(range, rank * stride * unit, range.byteLength - rank * stride * unit)
-      copyRuns(cluster.sink, from, to, { a: 1, b: height, width: row, srcA: row, srcB: pitch * unit, dstA: row, dstB: row })
-      return { cluster, range: to }
+      copyRuns(site.sink, from, to, { a: 1, b: height, width: row, srcA: row, srcB: pitch * unit, dstA: row, dstB: row })
+      return { site, range: to }
     })
-    const read = group.clusters.length > 1 ? await readAll(own) : []
+    const read = group.sites.length > 1 ? await scope.crossing.read(own) : []
     for (const [i, cluster] of group.clusters.entries()) {
-      const slices = all[i] as (typeof all)[0]
-      for (const [rank, source] of own.entries()) {
-        if (source.cluster !== cluster) upload(cluster, sliceAt(slices, rank, bytes), read[rank] as Uint8Array<ArrayBuffer>)
+      const slices = all[i] as Slices
+      for (const [rank, { site }] of own.entries()) {
+        if (site !== cluster) upload(scope, cluster, sliceAt(slices, rank, bytes), read[rank] as Uint8Array)
       }
       const ranks = { count: size, src: slices.pitch, dst: stride * unit }
       const rows = { count: height, src: row, dst: pitch * unit }

@@ -3,13 +3,13 @@ import { type DType, dtypeSize } from '../../core/dtype.ts'
 import { ArgumentError, checkInteger } from '../../core/errors.ts'
 import { checkShape, type Shape, sizeOf } from '../../core/shape.ts'
 import type { Tensor } from '../../core/tensor.ts'
-import type { Range } from '../../device/webgpu/commands.ts'
-import { copyBytes, type Operand } from '../../device/webgpu/launch.ts'
+import { copyBytes, type Operand, rangeOf } from '../../device/webgpu/launch.ts'
 import type { MeetOptions, Offer } from '../rendezvous.ts'
+import type { Deliver } from './channels.ts'
 import { checkHere, describeShape, describeTensor } from './checks.ts'
+import { elsewhere, isHere } from './clusters.ts'
 import { land } from './land.ts'
 import type { Hold, Member } from './member.ts'
-import type { Scope } from './scope.ts'
 
 /** Sends x to rank dst (by default the next one, the last sends to the first); resolves once it is received. */
 export async function send(
@@ -58,25 +58,21 @@ function checkPeer(member: Member, name: string, peer: number): void {
 }
 
 function pass(
-  { host, channels, rank }: Member,
+  { channels, rank }: Member,
   src: number,
   dst: number,
   what: string,
   offer: Offer<Operand | Wanted>,
   options: MeetOptions,
 ): Promise<Tensor | null> {
-  const channel = channels.get(src, dst, (ranks) => host.channel(ranks))
-  const deliver = async ([from, wanted]: (Operand | Wanted)[], scope: Scope): Promise<(Tensor | null)[]> => {
-    const pair = channel.group
-    const [cluster, to] = [pair.home(0), pair.home(1)]
-    const { shape, dtype, bytes } = wanted as Wanted
-    const storage = to.gpu.pool.allocate(bytes)
-    const result = pair.tensor(scope, 1, storage, shape, dtype)
-    const [range] = (await land(scope, [{ cluster, range: (from as Operand).range, to }])) as [Range]
-    copyBytes(to.sink, range, { buffer: storage.buffer, offset: storage.offset, byteLength: bytes }, bytes)
+  const deliver: Deliver<Operand | Wanted, Tensor | null> = async ([from, wanted], scope, pair) => {
+    const [site, to] = [pair.home(0), pair.home(1)]
+    const { shape, dtype, bytes } = (wanted ?? {}) as Wanted
+    const result = isHere(to) ? pair.tensor(scope, 1, to.gpu.pool.allocate(bytes), shape, dtype) : null
+    const range = (from as Operand | undefined)?.range ?? elsewhere(bytes)
+    const [landed] = await land(scope, [{ site, range, to }])
+    if (result && isHere(to) && landed) copyBytes(to.sink, landed, rangeOf(to.gpu, result), bytes)
     return [null, result]
   }
-  const call = `send(${src} → ${dst}, ${what})`
-  const complete = (payloads: (Operand | Wanted)[]): Promise<(Tensor | null)[]> => channel.group.run((scope) => deliver(payloads, scope))
-  return channel.rendezvous.meet<Operand | Wanted, Tensor | null>(rank === src ? 0 : 1, call, offer, complete, options)
+  return channels.meet([src, dst], rank === src ? 0 : 1, `send(${src} → ${dst}, ${what})`, offer, deliver, options)
 }

@@ -21,7 +21,7 @@ import {
   describeTree,
 } from './checks.ts'
 import { algorithmFor, checkAlgorithm, reductionCall } from './choose.ts'
-import type { Slices } from './clusters.ts'
+import { isHere, type Slices } from './clusters.ts'
 import type { Target } from './group.ts'
 import { fusedNorm, reduceSlices } from './kernels.ts'
 import { type Hold, held, type Member, operandsOf } from './member.ts'
@@ -132,6 +132,7 @@ export async function reduce(
   const result = await member.run<Operand, Tensor | null>(call, held(x, check), options, async (operands, scope) => {
     const cluster = member.group.home(dst)
     const [slices] = (await member.group.partials(scope, operands, op, [cluster])) as [Slices]
+    if (!isHere(cluster)) return operands.map(() => null)
     const storage = cluster.gpu.pool.allocate(x.byteLength)
     const whole = member.group.tensor(scope, dst, storage, x.shape, x.dtype)
     const { buffer, offset, byteLength } = storage

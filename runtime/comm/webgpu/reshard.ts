@@ -11,7 +11,7 @@ import type { FusedNormEx } from '../device-comm.ts'
 import { innerSize, type OwnedRows, ownedRows } from '../ownership.ts'
 import type { MeetOptions } from '../rendezvous.ts'
 import { checkApart, checkHere, checkWritten, describeShape, describeTensor } from './checks.ts'
-import { slicesOf } from './clusters.ts'
+import { type Extent, elsewhere, isHere, slicesOf } from './clusters.ts'
 import { fusedNorm } from './kernels.ts'
 import { land, type Piece, partOf, sameRange } from './land.ts'
 import type { Hold, Member } from './member.ts'
@@ -75,7 +75,7 @@ export async function allReduceResidualBiasRMSNormEx(
 /** Finished rows, and where in every hidden they belong. */
 interface Normed {
   owner: number
-  range: Range
+  range: Extent
   start: number
 }
 
@@ -95,14 +95,16 @@ async function normOwned(
   const pieces = work.flatMap(({ owner, start, rows }) =>
     (payloads[owner] as Operands).group0.map((rank): Piece => {
       const range = partOf((payloads[rank] as Operands).hidden.range, start, rows * unit)
-      return { cluster: group.home(rank), range, to: group.home(owner) }
+      return { site: group.home(rank), range, to: group.home(owner) }
     }),
   )
   const landed = await land(scope, pieces)
   return work.map(({ owner, start, local, rows }) => {
     const cluster = group.home(owner)
     const { group0, residual, weight, bias } = payloads[owner] as Operands
-    const slices = slicesOf(scope, cluster, landed.splice(0, group0.length), hidden.dtype)
+    const partials = landed.splice(0, group0.length)
+    if (!isHere(cluster)) return { owner, range: elsewhere(rows * unit), start }
+    const slices = slicesOf(scope, cluster, partials as Range[], hidden.dtype)
     const { buffer, offset } = scope.scratch(cluster.gpu.pool.allocate(rows * unit))
     const range = { buffer, offset, byteLength: rows * unit }
     const count = rows * dims.n
@@ -118,13 +120,13 @@ async function handOut({ group }: Member, scope: Scope, payloads: readonly Opera
   const pieces = normed.flatMap(({ owner, range, start }) =>
     (payloads[owner] as Operands).group1.map((rank) => {
       const place = partOf((payloads[rank] as Operands).hidden.range, start, range.byteLength)
-      return { cluster: group.home(owner), range, to: group.home(rank), place }
+      return { site: group.home(owner), range, to: group.home(rank), place }
     }),
   )
   const landed = await land(scope, pieces)
   for (const [i, { to, place }] of pieces.entries()) {
-    const from = landed[i] as Range
-    if (!sameRange(from, place)) copyBytes(to.sink, from, place, place.byteLength)
+    const from = landed[i]
+    if (from && isHere(to) && !sameRange(from, place)) copyBytes(to.sink, from, place, place.byteLength)
   }
 }
 

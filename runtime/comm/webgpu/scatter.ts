@@ -9,7 +9,7 @@ import type { GpuStorage } from '../../device/webgpu/pool.ts'
 import type { AllToAllOptions } from '../device-comm.ts'
 import type { MeetOptions } from '../rendezvous.ts'
 import { checkMoved, checkParts, describeTensor } from './checks.ts'
-import { type Cluster, slicesOf } from './clusters.ts'
+import { type Cluster, elsewhere, isHere, slicesOf } from './clusters.ts'
 import type { WebGpuGroup } from './group.ts'
 import { land, type Piece, partOf } from './land.ts'
 import type { Hold, Member } from './member.ts'
@@ -43,22 +43,27 @@ export async function scatter(
     const { outer, length, inner } = splitAt(shape, at)
     const part = shape.map((n, i) => (i === at ? n / size : n))
     const bytes = sizeOf(part) * dtypeSize(operand.dtype)
-    const width = (length / size) * inner * dtypeSize(operand.dtype)
     const home = group.home(src)
-    const storages = home.gpu.pool.allocateSlices(size, bytes)
     const results: Tensor[] = []
-    for (const [rank, storage] of storages.entries()) {
-      if (home.ranks.includes(rank)) results[rank] = group.tensor(scope, rank, storage, part, operand.dtype)
-      else scope.scratch(storage)
+    const cut = (cluster: Cluster): Range[] => {
+      const storages = cluster.gpu.pool.allocateSlices(size, bytes)
+      for (const [rank, storage] of storages.entries()) {
+        if (cluster.ranks.includes(rank)) results[rank] = group.tensor(scope, rank, storage, part, operand.dtype)
+        else scope.scratch(storage)
+      }
+      const ranges = storages.map(({ buffer, offset }) => ({ buffer, offset, byteLength: bytes }))
+      const [first, second] = ranges as [Range, Range]
+      const pitch = second.offset - first.offset
+      const width = (length / size) * inner * dtypeSize(operand.dtype)
+      const runs = { a: outer, b: size, width, srcA: size * width, srcB: width, dstA: width, dstB: pitch }
+      copyRuns(cluster.sink, operand.range, { ...first, byteLength: size * pitch }, runs)
+      return ranges
     }
-    const ranges = storages.map(({ buffer, offset }) => ({ buffer, offset, byteLength: bytes }))
-    const [first, second] = ranges as [Range, Range]
-    const pitch = second.offset - first.offset
-    const runs = { a: outer, b: size, width, srcA: size * width, srcB: width, dstA: width, dstB: pitch }
-    copyRuns(home.sink, operand.range, { ...first, byteLength: size * pitch }, runs)
-    const away = ranges.map((range, rank) => ({ cluster: home, range, to: group.home(rank), rank })).filter(({ to }) => to !== home)
+    const ranges = isHere(home) ? cut(home) : group.sites.flatMap(({ ranks }) => ranks.map(() => elsewhere(bytes)))
+    const away = ranges.map((range, rank) => ({ site: home, range, to: group.home(rank), rank })).filter(({ to }) => to !== home)
     const landed = await land(scope, away)
     for (const [i, { rank, to }] of away.entries()) {
+      if (!isHere(to)) continue
       const storage = to.gpu.pool.allocate(bytes)
       results[rank] = group.tensor(scope, rank, storage, part, operand.dtype)
       copyBytes(to.sink, landed[i] as Range, { buffer: storage.buffer, offset: storage.offset, byteLength: bytes }, bytes)
@@ -105,14 +110,14 @@ export async function allToAll(member: Member, x: Tensor, { splits, outputSplits
     const received = payloads.map((_, to) => payloads.reduce((sum, { splits: given }) => sum + (given[to] as number), 0))
     const places = results(scope, group, received, tail, x)
     const even = payloads.every(({ splits: given }) => given.every((n) => n === payloads[0]?.splits[0]))
-    if (group.clusters.length === 1 && even && x.size > 0) transpose(scope, group, payloads, places, x.byteLength / size)
+    if (group.sites.length === 1 && even && x.size > 0) transpose(scope, group, payloads, places, x.byteLength / size)
     else await deal(scope, group, payloads, places, unit)
     return places.map(({ tensor }) => tensor)
   })
   return member.counted(x, result)
 }
 
-/** Every rank's result: of one device, slices of one buffer. */
+/** The results of the ranks that are here: of one device, slices of one buffer. */
 function results(scope: Scope, group: WebGpuGroup, rows: readonly number[], tail: readonly number[], x: Tensor): Place[] {
   const unit = sizeOf(tail) * dtypeSize(x.dtype)
   const places: Place[] = []
@@ -150,20 +155,23 @@ function transpose(scope: Scope, { clusters }: WebGpuGroup, payloads: readonly D
 }
 
 async function deal(scope: Scope, group: WebGpuGroup, payloads: readonly Dealt[], places: readonly Place[], unit: number): Promise<void> {
-  const pieces: (Piece & { place: Range })[] = []
-  const filled = places.map(() => 0)
+  const pieces: (Piece & { place: Range | null })[] = []
+  const filled = payloads.map(() => 0)
   for (const [from, { operand, splits }] of payloads.entries()) {
     let start = 0
     for (const [rank, rows] of splits.entries()) {
       const bytes = rows * unit
-      const place = partOf((places[rank] as Place).range, filled[rank] as number, bytes)
-      if (bytes > 0) pieces.push({ cluster: group.home(from), range: partOf(operand.range, start, bytes), to: group.home(rank), place })
+      const own = places[rank]
+      const place = own ? partOf(own.range, filled[rank] as number, bytes) : null
+      if (bytes > 0) pieces.push({ site: group.home(from), range: partOf(operand.range, start, bytes), to: group.home(rank), place })
       filled[rank] = (filled[rank] as number) + bytes
       start += bytes
     }
   }
   const landed = await land(scope, pieces)
-  for (const [i, { to, place }] of pieces.entries()) copyBytes(to.sink, landed[i] as Range, place, place.byteLength)
+  for (const [i, { to, place }] of pieces.entries()) {
+    if (isHere(to) && place) copyBytes(to.sink, landed[i] as Range, place, place.byteLength)
+  }
 }
 
 /** What a rank expects to receive must be what the others send it. */

@@ -1,8 +1,14 @@
-// Scope: the memory that one collective takes on its way, given back however it ends.
+// Scope: what one collective has on its way: the memory it takes, given back however it ends, and the crossing between its devices.
+import type { Crossing } from './crossing.ts'
 
 export class Scope {
+  readonly crossing: Crossing
   readonly #scratch: { release(): void }[] = []
   readonly #results: Disposable[] = []
+
+  constructor(crossing: Crossing) {
+    this.crossing = crossing
+  }
 
   /** Memory for as long as the collective runs. */
   scratch<T extends { release(): void }>(storage: T): T {
@@ -17,8 +23,8 @@ export class Scope {
   }
 
   /** Runs `body` with a scope of its own. */
-  static async run<R>(body: (scope: Scope) => Promise<R>): Promise<R> {
-    const scope = new Scope()
+  static async run<R>(crossing: Crossing, body: (scope: Scope) => Promise<R>): Promise<R> {
+    const scope = new Scope(crossing)
     try {
       return await body(scope)
     } catch (error) {

@@ -18,9 +18,9 @@ const known = new Map<string, TuneReport>()
  */
 export async function tune(member: Member, comm: DeviceComm, options: MeetOptions = {}): Promise<TuneReport> {
   const { group, host, rank } = member
-  const topology = group.clusters.map(({ gpu, ranks }) => `${gpu.info.adapter}x${ranks.length}`).join('+')
+  const topology = group.sites.map(({ adapter, ranks }) => `${adapter}x${ranks.length}`).join('+')
   const before = await host.broadcast(known.get(topology) ?? null, options)
-  const report = before ?? (group.clusters.length < 3 ? idle(topology) : await measure(member, comm, topology))
+  const report = before ?? (group.sites.length < 3 ? idle(topology) : await measure(member, comm, topology))
   group.stepBytes = report.stepBytes
   if (rank === 0) known.set(topology, report)
   await host.barrier(options)

@@ -5,7 +5,7 @@ import type { Span } from '../../core/tree.ts'
 import type { Range } from '../../device/webgpu/commands.ts'
 import { copyBytes, type Operand } from '../../device/webgpu/launch.ts'
 import type { ReduceOp } from '../device-comm.ts'
-import { type Cluster, emptySlices, readAll, type Slices, type Source, sliceAt, upload } from './clusters.ts'
+import { type Cluster, type Extent, elsewhere, emptySlices, isLocal, type Slices, type Source, sliceAt, upload } from './clusters.ts'
 import type { Target } from './group.ts'
 import { fusedNorm, reduceSlices } from './kernels.ts'
 import { type Member, operandsOf } from './member.ts'
@@ -29,63 +29,63 @@ export function partsOf(count: number, devices: number, unit: number): Span[] {
 }
 
 /**
- * `sources` are the partials, one a device, in the order of the clusters; device i finishes elements `parts[i]`. `finish` records the kernels
- * for one device's part and returns what is finished, one range for each of its results. Gives a function that puts a result's parts, of
- * every device, into a range of device i. Two waits for each device.
+ * `sources` are the partials, one a device, in the order of the sites; device i finishes elements `parts[i]`. `finish` records the kernels for
+ * the part of a device that is here and returns what is finished, one range for each of its results, whose elements have `widths` bytes. Gives
+ * a function that puts a result's parts, of every device, into a range of a device here. Two waits for each device.
  */
 export async function twoShot(
   scope: Scope,
   sources: readonly Source[],
   dtype: Slices['dtype'],
   parts: readonly Span[],
+  widths: readonly number[],
   finish: (cluster: Cluster, x: Slices, part: Span) => Range[],
-): Promise<(index: number, result: number, to: Range) => void> {
+): Promise<(cluster: Cluster, result: number, to: Range) => void> {
   const size = dtypeSize(dtype)
-  const partials = await readAll(sources)
-  const finished: Range[][] = sources.map(({ cluster, range }, i) => {
+  const partials = await scope.crossing.read(sources)
+  const finished: Extent[][] = sources.map((source, i) => {
     const part = parts[i] as Span
     if (part.count === 0) return []
+    if (!isLocal(source)) return widths.map((width) => elsewhere(part.count * width))
+    const { site, range } = source
     const bytes = part.count * size
-    const slices = emptySlices(scope, cluster, sources.length, bytes, dtype)
+    const slices = emptySlices(scope, site, sources.length, bytes, dtype)
     partials.forEach((partial, k) => {
       const to = sliceAt(slices, k, bytes)
       const at = part.start * size
-      if (k === i) copyBytes(cluster.sink, { ...range, offset: range.offset + at, byteLength: bytes }, to, bytes)
-      else upload(cluster, to, partial.slice(at, at + bytes))
+      if (k === i) copyBytes(site.sink, { ...range, offset: range.offset + at, byteLength: bytes }, to, bytes)
+      else upload(scope, site, to, partial.slice(at, at + bytes))
     })
-    return finish(cluster, slices, part)
+    return finish(site, slices, part)
   })
-  const leaving = finished.flatMap((ranges, i) => ranges.map((range) => ({ cluster: (sources[i] as Source).cluster, range })))
-  const data = await readAll(leaving)
-  const bytesOf = new Map(leaving.map(({ range }, i) => [range, data[i] as Uint8Array<ArrayBuffer>]))
-  return (index, result, to) => {
-    const { cluster } = sources[index] as Source
+  const leaving = finished.flatMap((ranges, i) => ranges.map((range) => ({ site: (sources[i] as Source).site, range })))
+  const data = await scope.crossing.read(leaving)
+  const bytesOf = new Map(leaving.map(({ range }, i) => [range, data[i] as Uint8Array]))
+  return (cluster, result, to) => {
     let at = to.offset
-    for (const [owner, ranges] of finished.entries()) {
+    for (const [i, ranges] of finished.entries()) {
       const range = ranges[result]
       if (!range) continue
-      put(scope, cluster, owner === index ? range : (bytesOf.get(range) as Uint8Array<ArrayBuffer>), {
-        ...to,
-        offset: at,
-        byteLength: range.byteLength,
-      })
+      const place = { ...to, offset: at, byteLength: range.byteLength }
+      const { site } = sources[i] as Source
+      put(scope, cluster, site === cluster ? (range as Range) : (bytesOf.get(range) as Uint8Array), place)
       at += range.byteLength
     }
   }
 }
 
 /** Writes bytes, or copies a range of the same device, to a place of any alignment. */
-function put(scope: Scope, cluster: Cluster, from: Range | Uint8Array<ArrayBuffer>, to: Range): void {
+function put(scope: Scope, cluster: Cluster, from: Range | Uint8Array, to: Range): void {
   if (!(from instanceof Uint8Array)) {
     if (from.buffer !== to.buffer || from.offset !== to.offset) copyBytes(cluster.sink, from, to, to.byteLength)
     return
   }
   if (to.offset % 4 === 0 && to.byteLength % 4 === 0) {
-    upload(cluster, to, from)
+    upload(scope, cluster, to, from)
     return
   }
   const { range } = emptySlices(scope, cluster, 1, to.byteLength, 'uint8')
-  upload(cluster, { ...range, byteLength: to.byteLength }, from)
+  upload(scope, cluster, { ...range, byteLength: to.byteLength }, from)
   copyBytes(cluster.sink, range, to, to.byteLength)
 }
 
@@ -99,29 +99,29 @@ export async function twoShotAllReduce(
 ): Promise<Tensor[]> {
   const { sources, dtype } = group.sources(scope, operandsOf(payloads), op)
   const parts = partsOf(x.size, sources.length, 4)
-  const deliver = await twoShot(scope, sources, dtype, parts, (cluster, slices, { count }) => {
+  const deliver = await twoShot(scope, sources, dtype, parts, [dtypeSize(x.dtype)], (cluster, slices, { count }) => {
     const byteLength = count * dtypeSize(x.dtype)
     const y = emptySlices(scope, cluster, 1, byteLength, x.dtype)
     reduceSlices(cluster, slices, { range: y.range, dtype: x.dtype, use: 'w', count, padded: true }, op, size)
     return [{ ...y.range, byteLength }]
   })
   const targets = payloads.map(({ out }) => out)
-  return group.spread(scope, x.shape, x.dtype, targets, (_, i, y) => deliver(i, 0, y.range))
+  return group.spread(scope, x.shape, x.dtype, targets, (cluster, _, y) => deliver(cluster, 0, y.range))
 }
 
 /** The sums alone, float32 and whole on every device: for kernels that then finish all rows on each of them. */
 export async function twoShotSums({ group, size }: Member, scope: Scope, operands: readonly Operand[]): Promise<Slices[]> {
   const { sources, dtype } = group.sources(scope, operands, 'sum')
   const [{ count }] = operands as [Operand]
-  const deliver = await twoShot(scope, sources, dtype, partsOf(count, sources.length, 4), (cluster, slices, part) => {
+  const deliver = await twoShot(scope, sources, dtype, partsOf(count, sources.length, 4), [4], (cluster, slices, part) => {
     const byteLength = part.count * 4
     const { range } = emptySlices(scope, cluster, 1, byteLength, 'float32')
     reduceSlices(cluster, slices, { range, dtype: 'float32', use: 'w', count: part.count, padded: true }, 'sum', size)
     return [{ ...range, byteLength }]
   })
-  return group.clusters.map((cluster, i) => {
+  return group.clusters.map((cluster) => {
     const sum = emptySlices(scope, cluster, 1, count * 4, 'float32')
-    deliver(i, 0, { ...sum.range, byteLength: count * 4 })
+    deliver(cluster, 0, { ...sum.range, byteLength: count * 4 })
     return sum
   })
 }
@@ -137,7 +137,8 @@ export async function twoShotFused(
   const { sources, dtype } = group.sources(scope, operandsOf(payloads), 'sum')
   const leadOf = ({ ranks }: Cluster): FusedOperands => payloads[ranks[0] as number] as FusedOperands
   const size = dtypeSize(residual.dtype)
-  const deliver = await twoShot(scope, sources, dtype, partsOf(rows * n, sources.length, n), (cluster, slices, { start, count }) => {
+  const parts = partsOf(rows * n, sources.length, n)
+  const deliver = await twoShot(scope, sources, dtype, parts, [size, size], (cluster, slices, { start, count }) => {
     const { residual: whole, weight, bias } = leadOf(cluster)
     const byteLength = count * size
     const own: Operand = {
@@ -152,9 +153,9 @@ export async function twoShotFused(
     return [{ ...y.range, byteLength }, own.range]
   })
   const targets = payloads.map(({ out }) => out)
-  return group.spread(scope, residual.shape, residual.dtype, targets, (cluster, i, y) => {
-    deliver(i, 0, y.range)
-    deliver(i, 1, leadOf(cluster).residual.range)
+  return group.spread(scope, residual.shape, residual.dtype, targets, (cluster, _, y) => {
+    deliver(cluster, 0, y.range)
+    deliver(cluster, 1, leadOf(cluster).residual.range)
     shareResidual(cluster, payloads)
   })
 }

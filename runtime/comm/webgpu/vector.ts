@@ -73,20 +73,20 @@ async function gatherParts({ group }: Member, scope: Scope, parts: readonly Part
   if (lengths.every((length) => length === common)) {
     const own = like.map((n, i) => (i === dim ? common : n))
     const operands = parts.map((part) => part.operand)
-    const slices = await group.side(scope, operands, group.clusters)
+    const slices = await group.side(scope, operands)
     return group.spread(scope, shape, dtype, [], (cluster, i, y) => interleave(cluster, slices[i] as Slices, y.range, own, dim))
   }
   const { outer, inner } = splitAt(shape, dim)
   const unit = inner * dtypeSize(dtype)
-  const pieces = group.clusters.flatMap((to) => parts.map(({ operand }, rank) => ({ cluster: group.home(rank), range: operand.range, to })))
+  const pieces = group.sites.flatMap((to) => parts.map(({ operand }, rank) => ({ site: group.home(rank), range: operand.range, to })))
   const landed = await land(scope, pieces)
-  return group.spread(scope, shape, dtype, [], ({ sink }, i, y) => {
+  return group.spread(scope, shape, dtype, [], (cluster, _, y) => {
     let start = 0
     for (const [rank, length] of lengths.entries()) {
-      const from = landed[i * parts.length + rank] as Range
+      const from = landed[group.sites.indexOf(cluster) * parts.length + rank] as Range
       const width = length * unit
       const to = partOf(y.range, start * unit, y.range.byteLength - start * unit)
-      copyRuns(sink, from, to, { a: 1, b: outer, width, srcA: width, srcB: width, dstA: width, dstB: total * unit })
+      copyRuns(cluster.sink, from, to, { a: 1, b: outer, width, srcA: width, srcB: width, dstA: width, dstB: total * unit })
       start += length
     }
   })
