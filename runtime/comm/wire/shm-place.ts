@@ -21,9 +21,9 @@ export function shmPlace(addon: Addon): SharedPlace {
   }
 }
 
-/** The system's name of a segment. */
+/** The name of a segment among all of the system's. */
 export function segmentName(name: string): string {
-  return `/rankmesh-${name}`
+  return `rankmesh-${name.replaceAll('.', '-')}`
 }
 
 /** A second one that leads finds the first one's segment, and fails to claim its rank there. */

@@ -1,0 +1,63 @@
+// Host groups over shared memory: worker threads with and without the addon, and processes; values, arrays, splits, many small calls.
+import { describe, expect, it } from 'vitest'
+import { seed } from '../support/random.ts'
+import { absent, KINDS, leftovers, run } from './harness.ts'
+
+for (const kind of KINDS) {
+  const reason = absent(kind)
+  if (reason !== null) {
+    it.skip(`${kind}: ${reason}`, () => {})
+    continue
+  }
+  describe(kind, () => {
+    for (const size of [1, 2, 3, 4]) {
+      const start = seed()
+      it(`${size} ranks: values of any kind (seed ${start})`, async () => {
+        const results = await run<boolean>(kind, { size, scenario: 'values', data: { seed: start } })
+        expect(results).toEqual(Array(size).fill(kind !== 'shm'))
+      })
+
+      it(`${size} ranks: arrays of every type (seed ${start})`, async () => {
+        const results = await run<number>(kind, { size, scenario: 'arrays', data: { seed: start } })
+        expect(results).toEqual(Array(size).fill(6 * 3 * 9))
+      })
+
+      it(`${size} ranks: several under way at once, and messages`, async () => {
+        await run(kind, { size, scenario: 'overlapped' })
+      })
+    }
+
+    it('arrays that take many rounds', async () => {
+      await run(kind, { size: 3, scenario: 'arrays', data: { seed: seed(), lengths: [150_001] } })
+    })
+
+    it('groups split off groups', async () => {
+      for (const size of [2, 5]) expect(await run(kind, { size, scenario: 'splits' })).toEqual(Array(size).fill(size))
+    })
+
+    const start = seed()
+    const count = kind === 'thread, JavaScript' ? 20_000 : 100_000
+    it(`${count} small collectives over 4 ranks (seed ${start})`, async () => {
+      const results = await run(kind, { size: 4, scenario: 'many', data: { count, seed: start }, timeoutMs: 60_000 })
+      expect(results).toEqual([0, 0, 0, 0])
+    })
+
+    it('calls that differ, and refused arguments: an error on every rank, then in step again', async () => {
+      const results = await run<{ codes: string[]; after: number }>(kind, { size: 3, scenario: 'mismatched' })
+      for (const [rank, { codes, after }] of results.entries()) {
+        expect(after).toBe(3)
+        expect(codes.filter((_, i) => i % 2 === 0)).toEqual([
+          'ERR_COLLECTIVE_MISMATCH',
+          rank === 0 ? 'ERR_ARGUMENT' : 'ERR_COLLECTIVE_MISMATCH',
+          'ERR_COLLECTIVE_MISMATCH',
+          'ERR_COLLECTIVE_MISMATCH',
+        ])
+        expect(codes[1]).toMatch(/rank 0 called host\.barrier\(\), rank 1 called host\.allGather\(\)/)
+      }
+    })
+
+    it('nothing is left behind', () => {
+      expect(leftovers()).toEqual([])
+    })
+  })
+}
