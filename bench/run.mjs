@@ -1,5 +1,6 @@
 // npm run bench [-- NAME ...]: runs the named benchmarks, or lists them.
 import * as bandwidth from './bandwidth.mjs'
+import * as crossings from './crossings.mjs'
 import * as fused from './fused.mjs'
 import * as invariant from './invariant.mjs'
 import * as moe from './moe.mjs'
@@ -7,7 +8,7 @@ import * as patterns from './patterns.mjs'
 import * as peers from './peers.mjs'
 import * as ranks from './ranks.mjs'
 
-const BENCHMARKS = { ranks, invariant, fused, patterns, moe, bandwidth, peers }
+const BENCHMARKS = { ranks, invariant, fused, patterns, moe, bandwidth, crossings, peers }
 const names = process.argv.slice(2)
 
 if (names.length === 0) {

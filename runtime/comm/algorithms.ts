@@ -1,5 +1,6 @@
 // The algorithms of a reduction over devices, as data, and the choice among them: pure functions of what is equal on all ranks.
 import { type DType, dtypeSize, isFloat } from '../core/dtype.ts'
+import type { ReduceOp } from './device-comm.ts'
 
 export type AlgorithmName = 'on-device' | 'one-shot' | 'two-shot'
 
@@ -112,4 +113,13 @@ export function chooseAlgorithm(call: ReductionCall, stepBytes: number = STEP_BY
       ? best.algorithm.about
       : `${steps} step${steps === 1 ? '' : 's'}, ${bytesToDevice} bytes into a device (a step counts as ${stepBytes}); against ${others.join('; ')}`
   return { algorithm: best.algorithm.name, reason }
+}
+
+/**
+ * Whether partials that a wire has brought into host memory are added there, so that a device gets their sum instead of all of them; the bits
+ * are the same. Pays for float32 at any size and number of ranks, with the native addon and without; 16-bit partials would first have to be
+ * widened, which costs more than it saves. Measured by bench/crossings.mjs.
+ */
+export function sumsOnHost(op: ReduceOp, dtype: DType): boolean {
+  return (op === 'sum' || op === 'avg') && dtype === 'float32'
 }

@@ -8,7 +8,7 @@ import type { WebGpuDevice } from '../../device/webgpu/device.ts'
 import { copyBytes, type Operand } from '../../device/webgpu/launch.ts'
 import type { GpuStorage } from '../../device/webgpu/pool.ts'
 import { treeSum } from '../../device/webgpu/tree.ts'
-import { STEP_BYTES, wireType } from '../algorithms.ts'
+import { STEP_BYTES, sumsOnHost, wireType } from '../algorithms.ts'
 import type { ReduceOp, TreeCut } from '../device-comm.ts'
 import type { MeetOptions } from '../rendezvous.ts'
 import {
@@ -25,6 +25,7 @@ import {
   slicesOf,
 } from './clusters.ts'
 import { type Link, WITHIN_THREAD, WireCrossing } from './crossing.ts'
+import { sumSlice } from './host-sum.ts'
 import { reduceSlices } from './kernels.ts'
 import { Scope } from './scope.ts'
 
@@ -84,12 +85,17 @@ export class WebGpuGroup {
 
   /**
    * What is left to reduce on each device of `targets` that is here: its ranks' operands where it is alone, else one partial of every device. Between
-   * devices floats travel as float32, so that the result is rounded once.
+   * devices floats travel as float32, so that the result is rounded once. Or their sum; see `sumsOnHost`.
    */
   async partials(scope: Scope, operands: readonly Operand[], op: ReduceOp, targets: readonly Site[] = this.sites): Promise<Slices[]> {
     if (this.sites.length === 1) return this.side(scope, operands, targets)
     const { sources, dtype } = this.sources(scope, operands, op)
-    return exchange(scope, sources, targets, (sources[0] as Source).range.byteLength, dtype)
+    const { byteLength } = (sources[0] as Source).range
+    if (byteLength > 0 && targets === this.sites && scope.crossing.passing && sumsOnHost(op, dtype)) {
+      const parts = await scope.crossing.read(sources)
+      return this.clusters.map((cluster) => sumSlice(scope, cluster, parts))
+    }
+    return exchange(scope, sources, targets, byteLength, dtype)
   }
 
   /**

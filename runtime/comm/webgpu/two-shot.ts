@@ -4,9 +4,11 @@ import type { Tensor } from '../../core/tensor.ts'
 import type { Span } from '../../core/tree.ts'
 import type { Range } from '../../device/webgpu/commands.ts'
 import { copyBytes, type Operand } from '../../device/webgpu/launch.ts'
+import { sumsOnHost } from '../algorithms.ts'
 import type { ReduceOp } from '../device-comm.ts'
 import { type Cluster, type Extent, elsewhere, emptySlices, isLocal, type Slices, type Source, sliceAt, upload } from './clusters.ts'
 import type { Target } from './group.ts'
+import { sumSlice } from './host-sum.ts'
 import { fusedNorm, reduceSlices } from './kernels.ts'
 import { type Member, operandsOf } from './member.ts'
 import type { Scope } from './scope.ts'
@@ -29,30 +31,36 @@ export function partsOf(count: number, devices: number, unit: number): Span[] {
 }
 
 /**
- * `sources` are the partials, one a device, in the order of the sites; device i finishes elements `parts[i]`. `finish` records the kernels for
- * the part of a device that is here and returns what is finished, one range for each of its results, whose elements have `widths` bytes. Gives
- * a function that puts a result's parts, of every device, into a range of a device here. Two waits for each device.
+ * `sources` are the partials of a reduction by `op`, one a device, in the order of the sites; device i finishes elements `parts[i]`. `finish`
+ * records the kernels for the part of a device that is here and returns what is finished, one range for each of its results, whose elements
+ * have `widths` bytes. Gives a function that puts a result's parts, of every device, into a range of a device here. Two waits for each device.
  */
 export async function twoShot(
   scope: Scope,
   sources: readonly Source[],
   dtype: Slices['dtype'],
   parts: readonly Span[],
+  op: ReduceOp,
   widths: readonly number[],
   finish: (cluster: Cluster, x: Slices, part: Span) => Range[],
 ): Promise<(cluster: Cluster, result: number, to: Range) => void> {
   const size = dtypeSize(dtype)
   const partials = await scope.crossing.read(sources)
+  const onHost = scope.crossing.passing && sumsOnHost(op, dtype)
   const finished: Extent[][] = sources.map((source, i) => {
     const part = parts[i] as Span
     if (part.count === 0) return []
     if (!isLocal(source)) return widths.map((width) => elsewhere(part.count * width))
     const { site, range } = source
     const bytes = part.count * size
+    const at = part.start * size
+    if (onHost) {
+      const parts = partials.map((partial) => partial.subarray(at, at + bytes))
+      return finish(site, sumSlice(scope, site, parts), part)
+    }
     const slices = emptySlices(scope, site, sources.length, bytes, dtype)
     partials.forEach((partial, k) => {
       const to = sliceAt(slices, k, bytes)
-      const at = part.start * size
       if (k === i) copyBytes(site.sink, { ...range, offset: range.offset + at, byteLength: bytes }, to, bytes)
       else upload(scope, site, to, partial.slice(at, at + bytes))
     })
@@ -99,7 +107,7 @@ export async function twoShotAllReduce(
 ): Promise<Tensor[]> {
   const { sources, dtype } = group.sources(scope, operandsOf(payloads), op)
   const parts = partsOf(x.size, sources.length, 4)
-  const deliver = await twoShot(scope, sources, dtype, parts, [dtypeSize(x.dtype)], (cluster, slices, { count }) => {
+  const deliver = await twoShot(scope, sources, dtype, parts, op, [dtypeSize(x.dtype)], (cluster, slices, { count }) => {
     const byteLength = count * dtypeSize(x.dtype)
     const y = emptySlices(scope, cluster, 1, byteLength, x.dtype)
     reduceSlices(cluster, slices, { range: y.range, dtype: x.dtype, use: 'w', count, padded: true }, op, size)
@@ -113,7 +121,7 @@ export async function twoShotAllReduce(
 export async function twoShotSums({ group, size }: Member, scope: Scope, operands: readonly Operand[]): Promise<Slices[]> {
   const { sources, dtype } = group.sources(scope, operands, 'sum')
   const [{ count }] = operands as [Operand]
-  const deliver = await twoShot(scope, sources, dtype, partsOf(count, sources.length, 4), [4], (cluster, slices, part) => {
+  const deliver = await twoShot(scope, sources, dtype, partsOf(count, sources.length, 4), 'sum', [4], (cluster, slices, part) => {
     const byteLength = part.count * 4
     const { range } = emptySlices(scope, cluster, 1, byteLength, 'float32')
     reduceSlices(cluster, slices, { range, dtype: 'float32', use: 'w', count: part.count, padded: true }, 'sum', size)
@@ -138,7 +146,7 @@ export async function twoShotFused(
   const leadOf = ({ ranks }: Cluster): FusedOperands => payloads[ranks[0] as number] as FusedOperands
   const size = dtypeSize(residual.dtype)
   const parts = partsOf(rows * n, sources.length, n)
-  const deliver = await twoShot(scope, sources, dtype, parts, [size, size], (cluster, slices, { start, count }) => {
+  const deliver = await twoShot(scope, sources, dtype, parts, 'sum', [size, size], (cluster, slices, { start, count }) => {
     const { residual: whole, weight, bias } = leadOf(cluster)
     const byteLength = count * size
     const own: Operand = {
