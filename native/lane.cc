@@ -17,8 +17,12 @@ namespace {
 using Clock = std::chrono::steady_clock;
 using std::chrono::nanoseconds;
 
-/** Looks before a thread sleeps: about a microsecond. More gains nothing where every rank has a core, and loses much where not. */
-constexpr int kSpins = 50;
+/** Looks before a thread sleeps: a few microseconds where all members can have a core, else less, for that takes others' time. */
+int SpinsFor(uint32_t members) {
+  static const uint32_t cores = std::thread::hardware_concurrency();
+  return members <= cores ? 200 : 50;
+}
+
 /** A wake-up that is lost, as by the death of the one who owed it, costs no more than this. */
 constexpr nanoseconds kSlice = std::chrono::milliseconds(100);
 
@@ -78,7 +82,7 @@ Result Wait(const Lane& lane, int32_t epoch, int32_t alarm, nanoseconds most, co
     while (member < lane.members && Reached(At(lane.Line(member)).load(kLoad), epoch)) member++;
     return member == lane.members;
   };
-  for (int spin = 0; spin < kSpins; spin++) {
+  for (int spins = SpinsFor(lane.members); spins > 0; spins--) {
     if (arrived()) return Result::kArrived;
     Pause();
   }

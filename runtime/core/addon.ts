@@ -77,7 +77,7 @@ export interface Addon {
   /** Stores `epoch` as this member's and wakes who sleeps on it. */
   post(lane: LaneWords, epoch: number): void
   /**
-   * Waits until the epoch of every member has reached `epoch` (wrapping differences). Spins about 50 pauses, then sleeps on a futex, at
+   * Waits until the epoch of every member has reached `epoch` (wrapping differences). Looks for a few microseconds, then sleeps on a futex, at
    * most `microseconds` in all. `alarm` is the alarm word's value as the caller last saw it.
    */
   wait(lane: LaneWords, epoch: number, alarm: number, microseconds: number): WaitResult
