@@ -1,6 +1,7 @@
 // The `rankmesh` command: reads its arguments, runs one subcommand, and turns errors into a message and an exit code.
 import { parseArgs } from 'node:util'
 import { RankmeshError } from '../core/errors.ts'
+import { bench } from './bench.ts'
 import { doctor } from './doctor.ts'
 import { generate } from './generate.ts'
 import { run } from './run.ts'
@@ -33,6 +34,21 @@ const HELP = `rankmesh: tensor parallelism for JavaScript
       --master HOST:PORT where the ranks meet: an address of node 0
       --token-file FILE  the ranks' shared secret (on several nodes: or RANKMESH_TOKEN; on one node: by default a fresh one)
 
+  rankmesh bench COLLECTIVE [options]
+      Times a collective over sizes, its results checked first, in the conventions of nccl-tests. Exit code 1 where a result was wrong.
+      COLLECTIVE         all-reduce, all-gather, reduce-scatter, broadcast, reduce, all-to-all, fused (all-reduce + residual + bias +
+                         RMSNorm); over host memory host-all-reduce, host-all-gather, host-broadcast, host-barrier
+      --ranks N          default 2
+      --placement P      local, thread or process (default local; under a launcher, its processes)
+      --backend NAME     of host collectives, instead of --placement: local, thread or shm; of the others webgpu
+      --device NAME      as for generate
+      --min-bytes B, --max-bytes B, --factor F   sizes from 8 to 16M, each 2 times the last
+      --dtype D          float32, bfloat16, float16, int32, uint32 (default float32)
+      --op OP            sum, min, max, avg (default sum)
+      --iters N, --warmup N                      timed and untimed runs of each size (default 20 and 5)
+      --no-verify        do not check the results
+      --json, --svg FILE                         the figures as JSON; also as a drawing
+
   rankmesh doctor [--json]
       Prints what this machine offers, and why what is absent is absent.
 
@@ -60,7 +76,9 @@ const OPTIONS = {
 
 async function main(args: string[]): Promise<number> {
   const [first, ...others] = args
-  if (first === 'run' && !['--help', '-h'].includes(others[0] as string)) return run(others)
+  const helps = others[0] === '--help' || others[0] === '-h'
+  if (first === 'run' && !helps) return run(others)
+  if (first === 'bench' && !helps) return bench(others)
   const { values, positionals } = parseArgs({ args, options: OPTIONS, allowPositionals: true })
   const [command, ...rest] = positionals
   if (values.help || command === undefined || command === 'help') {
