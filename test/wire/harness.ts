@@ -24,6 +24,8 @@ export function absent(kind: Kind): string | null {
 export interface Ranks {
   /** What became of each rank; a rank that died without a word gives its exit. */
   readonly outcomes: Promise<Outcome[]>
+  /** Resolves when all have joined their group; never where one does not. */
+  readonly joined: Promise<unknown>
   readonly processes: readonly (ChildProcess | null)[]
 }
 
@@ -47,6 +49,10 @@ export function start(
   const id = group ?? createHostGroup(kind === 'shm' ? 'shm' : 'thread').export()
   const addon = kind === 'thread, JavaScript' ? 'off' : (addonReport().path ?? '')
   const processes: (ChildProcess | null)[] = []
+  const joined: Promise<void>[] = []
+  const listen = (on: (listener: (message: 'joined' | Outcome) => void) => void, resolve: (outcome: Outcome) => void): void => {
+    joined.push(new Promise((met) => on((message) => (message === 'joined' ? met() : resolve(message)))))
+  }
   const members: readonly { rank: number; size?: number }[] = ranks ?? Array.from({ length: size }, (_, rank) => ({ rank }))
   const outcomes = members.map(({ rank, size: own = size }) => {
     const task: Task = { scenario, rank, size: own, group: [...id], data, timeoutMs }
@@ -54,7 +60,7 @@ export function start(
       processes.push(null)
       const worker = new Worker(program, { workerData: task, env: { ...process.env, RANKMESH_ADDON: addon } })
       return new Promise<Outcome>((resolve) => {
-        worker.on('message', resolve)
+        listen((listener) => worker.on('message', listener), resolve)
         worker.on('error', (error) => resolve({ error: { code: 'DIED', message: String(error) } }))
         worker.on('exit', (code) => resolve({ error: { code: 'DIED', message: `exit code ${code}` } }))
       })
@@ -65,11 +71,11 @@ export function start(
     })
     processes.push(child)
     return new Promise<Outcome>((resolve) => {
-      child.on('message', (outcome) => resolve(outcome as Outcome))
+      listen((listener) => child.on('message', listener as (message: unknown) => void), resolve)
       child.on('exit', (code, signal) => resolve({ error: { code: 'DIED', message: `${signal ?? code}` } }))
     })
   })
-  return { outcomes: Promise.all(outcomes), processes }
+  return { outcomes: Promise.all(outcomes), joined: Promise.all(joined), processes }
 }
 
 /** As `start`, where all ranks must succeed: their values. */

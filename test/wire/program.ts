@@ -22,6 +22,7 @@ async function play(): Promise<Outcome> {
   try {
     const { rank, size, timeoutMs } = task
     const host = (await importHostGroup(new Uint8Array(task.group)).connect({ size, rank, timeoutMs })) as WireHostComm
+    tell('joined')
     const scenario = scenarios[task.scenario]
     if (!scenario) throw new Error(`no scenario ${task.scenario}`)
     try {
@@ -35,6 +36,10 @@ async function play(): Promise<Outcome> {
   }
 }
 
-const outcome = await play()
-if (isMainThread) process.send?.(outcome, () => process.disconnect())
-else parentPort?.postMessage(outcome)
+/** Says that this rank has joined its group, and in the end what became of it. */
+function tell(message: 'joined' | Outcome, done: () => void = () => {}): void {
+  if (isMainThread) process.send?.(message, done)
+  else parentPort?.postMessage(message)
+}
+
+tell(await play(), () => process.disconnect())

@@ -22,6 +22,9 @@ import {
   stateAt,
 } from './layout.ts'
 
+/** Longer than a failure takes to be written. */
+const WRITING_MS = 50
+
 /** Calls of each rank that a message tells of. */
 const TOLD = 4
 
@@ -75,7 +78,11 @@ export class Board {
   failure(): RankmeshError | null {
     const words = this.#words
     const at = HEADER.failure
-    if (Atomics.load(words, at) !== 2) return null
+    if (Atomics.load(words, at) === 0) return null
+    // Somebody may be writing it just now, or have died over it.
+    for (const end = performance.now() + WRITING_MS; Atomics.load(words, at) === 1; ) {
+      if (performance.now() > end) return new RankFailedError('A rank of the group failed, and died before it could say which and why')
+    }
     const Failed = CLASSES[words[at + 1] as number] ?? RankFailedError
     return new Failed(this.#read(at + FAILURE_TEXT, words[at + 3] as number), { rank: words[at + 2] as number })
   }

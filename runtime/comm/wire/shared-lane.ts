@@ -5,7 +5,7 @@ import { HEADER, type LaneLayout, LENGTH, LINE, SIGNATURE } from './layout.ts'
 import type { Waiter } from './waiter.ts'
 
 /** How long a round may hold the thread before it waits beside the event loop. */
-const BLOCK_MICROSECONDS = 1000
+const BLOCK_MICROSECONDS = 2000
 /** How often a rank that waits looks whether the others are alive. */
 const LOOK_MS = 100
 

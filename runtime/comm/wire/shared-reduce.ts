@@ -7,7 +7,7 @@ import type { LaneGroup, SharedLane } from './shared-lane.ts'
 const OPS: Record<WireOp, 0 | 1 | 2> = { sum: 0, min: 1, max: 2 }
 
 /** How long a reduction may hold the thread before it waits beside the event loop. */
-const BLOCK_MICROSECONDS = 1000
+const BLOCK_MICROSECONDS = 2000
 
 /** Memory of all members for arrays in place. */
 interface Region {
