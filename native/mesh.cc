@@ -321,10 +321,6 @@ void Mesh::Await(UnboundBuffer& buffer, bool receives, Deadline deadline) {
 
 void Mesh::Break(const std::string& why, std::vector<int> missing, bool timed_out) {
   Abort();  // threads of pairs that still wait
-  try {
-    context_->closeConnections();
-  } catch (const std::exception&) {  // they are closed
-  }
   throw MeshError(why, std::move(missing), timed_out);
 }
 
