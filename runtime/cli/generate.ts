@@ -8,6 +8,7 @@ export interface GenerateArguments {
   model?: string
   ranks?: string
   device?: string[]
+  placement?: string
   prompt?: string
   chat?: string
   'max-tokens'?: string
@@ -36,6 +37,7 @@ export async function generate(args: GenerateArguments): Promise<number> {
     prompt: chat === undefined ? (prompt as string) : [{ role: 'user', content: chat }],
     ranks: number(args.ranks, 'ranks') ?? 1,
     devices: args.device ?? ['webgpu'],
+    ...(args.placement !== undefined && { placement: args.placement as 'local' }),
     maxNewTokens: number(args['max-tokens'], 'max-tokens') ?? DEFAULT_TOKENS,
     ...optional('capacity', number(args.capacity, 'capacity')),
     ...optional('temperature', number(args.temperature, 'temperature')),
@@ -45,11 +47,14 @@ export async function generate(args: GenerateArguments): Promise<number> {
     ...(args.deterministic !== undefined && { deterministic: args.deterministic as 'tp-invariant' }),
     profile: args.profile ?? false,
     signal: stop.signal,
-    onDevice: ({ name, description, software, group }) => note(`${deviceLine(name, description, software)}Group: ${group}.\n`),
+    // The callbacks run where rank 0 does, once; the code around this call runs in every thread and process.
+    onDevice: ({ name, description, software, group }) => {
+      note(`${deviceLine(name, description, software)}Group: ${group}.\n`)
+      if (prompt !== undefined) process.stdout.write(prompt)
+    },
     onProgress: quiet ? () => {} : progressLine(),
     onText: (text) => void process.stdout.write(text),
   }
-  if (prompt !== undefined) process.stdout.write(prompt)
   const report = await runModel(options)
   process.stdout.write('\n')
   note(`\n${formatReport(report)}`)

@@ -13,6 +13,7 @@ const HELP = `rankmesh: tensor parallelism for JavaScript
       --ranks N          ranks, 1 to 64 (default 1)
       --device NAME      webgpu, webgpu:<index>, webgpu:<part of the adapter's name>, webgpu:software (default webgpu);
                          repeat it to spread the ranks over several devices
+      --placement P      ranks in this thread (local, the default), a thread each (thread), a process each (process)
       --prompt TEXT      continue this text
       --chat TEXT        answer this message, through the model's chat template
       --max-tokens N     tokens to write at most (default 200)
@@ -50,7 +51,8 @@ const HELP = `rankmesh: tensor parallelism for JavaScript
       --json, --svg FILE                         the figures as JSON; also as a drawing
 
   rankmesh doctor [--json]
-      Prints what this machine offers, and why what is absent is absent.
+      Prints what this machine offers, why what is absent is absent, and whether two ranks add up in every placement. Exit code 1
+      where something that should work does not.
 
 Text goes to standard output, everything else to standard error.
 `
@@ -59,6 +61,7 @@ const OPTIONS = {
   model: { type: 'string' },
   ranks: { type: 'string' },
   device: { type: 'string', multiple: true },
+  placement: { type: 'string' },
   prompt: { type: 'string' },
   chat: { type: 'string' },
   'max-tokens': { type: 'string' },
