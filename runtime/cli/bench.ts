@@ -169,7 +169,7 @@ function countsOf(
   if (min > max) throw new ArgumentError(`--min-bytes ${values['min-bytes']} is more than --max-bytes ${values['max-bytes']}`)
   const factor = Number(values.factor)
   if (!(factor > 1 && factor <= 1024))
-    throw new ArgumentError(`Expected a number above 1 for --factor but received ${JSON.stringify(values.factor)}`)
+    throw new ArgumentError(`Expected a number above 1 and at most 1024 for --factor but received ${JSON.stringify(values.factor)}`)
   const counts = new Set<number>()
   for (let bytes = min; bytes <= max; bytes *= factor) {
     const elements = Math.floor(bytes / dtypeSize(dtype) / (collective.parts ? ranks : 1))

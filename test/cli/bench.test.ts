@@ -220,7 +220,7 @@ describe('refused', () => {
     [['all-gather', '--op', 'max'], 'for --op but received "max"'],
     [['all-reduce', '--max-bytes', '16T'], '--max-bytes but received "16T"'],
     [['all-reduce', '--min-bytes', '32M'], '--min-bytes 32M is more than'],
-    [['all-reduce', '--factor', '1'], 'above 1 for --factor'],
+    [['all-reduce', '--factor', '1'], 'above 1 and at most 1024 for --factor'],
     [['all-reduce', '--iters', '0'], 'for --iters'],
     [['all-reduce', '--backend', 'shm'], 'Expected webgpu for --backend'],
     [['host-barrier', '--backend', 'mpi'], 'for --backend but received "mpi"'],
