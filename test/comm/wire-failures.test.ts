@@ -115,9 +115,9 @@ it('messages: a mismatch or a refusal tells both ends, and the pair goes on', as
     } else {
       found.push(await errorOf(comm.recv([7], 'float32', { src: 0 })))
       found.push(await errorOf(comm.recv([4], 'float32', { src: 0 })))
-      for (const y of await Promise.all([comm.recv([6], 'float32', { src: 0 }), comm.recv([6], 'float32', { src: 0 })])) {
+      for (let i = 0; i < 2; i++) {
+        using y = await comm.recv([6], 'float32', { src: 0 }) // one after the other, though they are sent at once
         expect([...((await y.data()) as Float32Array)]).toEqual(Array(6).fill(1))
-        y.dispose()
       }
     }
     return found as RankmeshError[]
@@ -191,7 +191,7 @@ for (const [how, end] of Object.entries({
   for (const when of ['before', 'during'] as const) {
     it(`a device that is ${how} ${when} an exchange: ERR_DEVICE there, ERR_RANK_FAILED elsewhere`, async () => {
       const started = performance.now()
-      const { errors } = await sites(async (site) => {
+      const { results } = await sites(async (site) => {
         const { rank, comm, device } = site
         await works(site)
         using x = ones(device, 4096)
@@ -204,8 +204,10 @@ for (const [how, end] of Object.entries({
         if (when === 'during' && rank === 1) end(device)
         const error = await pending
         expect((await errorOf(comm.barrier())).code).toBe(error.code)
-        throw error
+        await sleep(30) // nobody ends before all have heard of it
+        return error
       })
+      const errors = results as RankmeshError[]
       expect(codes(errors)).toEqual(['ERR_RANK_FAILED', 'ERR_DEVICE', 'ERR_RANK_FAILED'])
       for (const rank of [0, 2]) expect(errors[rank]).toMatchObject({ rank: 1, message: expect.stringMatching(/^Rank 1 failed/) })
       expect(performance.now() - started).toBeLessThan(3000)
@@ -226,13 +228,20 @@ function scarce({ gpu }: WebGpuDevice, n: number): void {
 it('no memory for a collective on one rank: ERR_OUT_OF_MEMORY there, ERR_RANK_FAILED elsewhere, at whatever step', async () => {
   for (const algorithm of ['one-shot', 'two-shot'] as const) {
     for (const n of [0, 1]) {
-      const { errors } = await sites(async ({ rank, comm, device }) => {
+      const { results } = await sites(async ({ rank, comm, device }) => {
         using x = ones(device, 64)
         if (rank === 0) scarce(device, n)
-        using y = await comm.allReduce(x, { algorithm, op: 'max' })
-        await comm.barrier()
-        void y
+        // Those who have all bytes before it fails hear of it in their next call.
+        const both = comm.allReduce(x, { algorithm, op: 'max' }).then((y) => {
+          y.dispose()
+          return comm.barrier()
+        })
+        const error = await errorOf(both)
+        expect((await errorOf(comm.barrier())).code).toBe('ERR_RANK_FAILED')
+        await sleep(30) // nobody ends before all have heard of it
+        return error
       })
+      const errors = results as RankmeshError[]
       expect(codes(errors), `${algorithm}, allocation ${n}`).toEqual(['ERR_OUT_OF_MEMORY', 'ERR_RANK_FAILED', 'ERR_RANK_FAILED'])
       expect(errors[1]).toMatchObject({ rank: 0, message: expect.stringContaining('no memory for this test') })
     }
