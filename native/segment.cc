@@ -106,9 +106,14 @@ bool Segment::Claimed(size_t rank) const {
 void Segment::Unlink() { shm_unlink(("/" + name_).c_str()); }
 
 void Segment::Close() {
+  // Closing alone would not do: the mapping keeps the open file, and so its locks.
+  for (const size_t rank : claims_) {
+    auto lock = ByteLock(F_UNLCK, rank);
+    fcntl(file_, kSetLock, &lock);
+  }
+  claims_.clear();
   if (file_ >= 0) close(file_);
   file_ = -1;
-  claims_.clear();
 }
 
 }  // namespace rankmesh
