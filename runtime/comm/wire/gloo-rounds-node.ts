@@ -1,6 +1,7 @@
 // Rounds of a GlooWire: each ends with its result, or with why the group has ended: an error that names the rank at fault.
-import { describe, RankFailedError, type RankmeshError } from '../../core/errors.ts'
+import { RankFailedError, type RankmeshError } from '../../core/errors.ts'
 import type { Wait } from '../wire.ts'
+import { stopped } from './stopped.ts'
 import type { StoreBoard } from './store-board-node.ts'
 
 /** How long a rank whose connections broke waits to hear who is at fault. */
@@ -67,7 +68,7 @@ export class Rounds {
     const { signal, deadline } = round.wait
     return new Promise<T>((resolve, reject) => {
       const onAbort = (): void => {
-        this.#abort(round.wait)
+        void this.#board.end(stopped(this.#name(this.#rank), round.wait))
         reject(signal?.reason)
       }
       const onNews = (): void => {
@@ -117,13 +118,6 @@ export class Rounds {
     if (board.failure) return board.failure
     const message = `Rank ${rank} is gone: its connection broke in ${call} (${error.message})`
     return board.end({ code: 'ERR_RANK_FAILED', message, rank })
-  }
-
-  #abort({ signal, call }: Wait): void {
-    const rank = this.#name(this.#rank)
-    const why: unknown = signal?.reason
-    const text = why instanceof Error ? `${why.name}: ${why.message}` : describe(why)
-    void this.#board.end({ code: 'ERR_RANK_FAILED', message: `Rank ${rank} failed: it was told to stop in ${call}: ${text}`, rank })
   }
 
   #name(rank: number): number {
