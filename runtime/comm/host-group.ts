@@ -75,10 +75,7 @@ function placeOf(backend: 'thread' | 'shm'): SharedPlace {
   )
 }
 
-async function connectLocal(
-  id: string,
-  { size, rank, timeoutMs }: { size: number; rank: number; timeoutMs: number },
-): Promise<HostComm> {
+async function connectLocal(id: string, { size, rank, timeoutMs }: { size: number; rank: number; timeoutMs: number }): Promise<HostComm> {
   const group = forming.get(id) ?? { rendezvous: newRendezvous(size, timeoutMs), joined: new Set() }
   forming.set(id, group)
   const { rendezvous, joined } = group

@@ -73,7 +73,7 @@ export async function launch<T>(options: LaunchOptions, main: Main<T>): Promise<
   const given = options ?? ({} as LaunchOptions)
   const call = calls++
   const role = placements.role()
-  const world = role === null ? placements.discover() : null
+  const world = role === null && (given.placement ?? 'process') === 'process' ? placements.discover() : null
   const { ranks = world?.size as number, placement = world ? 'process' : 'local', device = 'webgpu', devices = [device] } = given
   const { timeoutMs = DEFAULT_TIMEOUT_MS, signal, script } = given
   checkInteger('ranks', ranks, 1, world ? Number.MAX_SAFE_INTEGER : MAX_RANKS)

@@ -83,6 +83,11 @@ export class StoreClient {
     this.#pulse = setInterval(() => this.#beat(beatMs, deadMs), beatMs).unref()
   }
 
+  /** The address of this machine that the store's host sees. */
+  get localAddress(): string {
+    return this.#socket.localAddress ?? '127.0.0.1'
+  }
+
   /** The first fault this rank has heard of, or null. */
   get fault(): Fault | null {
     return this.faults[0] ?? null

@@ -114,8 +114,9 @@ export class StoreServer {
     this.#pulse = setInterval(() => this.#lookForDead(beatMs), beatMs).unref()
   }
 
-  /** Ends the store, once all other ranks have left or `graceMs` milliseconds are over. */
+  /** Ends the store, once all other ranks have left or `graceMs` milliseconds are over; takes no new connection from now on. */
   async close(graceMs = 0): Promise<void> {
+    const closed = new Promise<void>((resolve) => void this.#server.close(() => resolve()))
     if (graceMs > 0 && this.#others() > 0) {
       await new Promise<void>((resolve) => {
         const timer = setTimeout(resolve, graceMs)
@@ -127,7 +128,6 @@ export class StoreServer {
       })
     }
     clearInterval(this.#pulse)
-    const closed = new Promise<void>((resolve) => void this.#server.close(() => resolve()))
     this.#table.forget()
     this.#ranks.clear()
     for (const { socket } of this.#peers) socket.destroy()
