@@ -1,8 +1,11 @@
 // One rank of the tests of GlooWire, in a process of its own: joins the store, connects, does what the test says and tells how it ended.
-import { isMainThread } from 'node:worker_threads'
-import { connectGlooWire, type GlooWire } from '../../runtime/comm/wire/gloo-wire-node.ts'
+import { isMainThread, parentPort, Worker, workerData } from 'node:worker_threads'
+import { connectGlooWire } from '../../runtime/comm/wire/gloo-wire-node.ts'
+import { connectHybridWire } from '../../runtime/comm/wire/hybrid-wire.ts'
+import { SharedWire } from '../../runtime/comm/wire/shared-wire.ts'
+import { shmPlace } from '../../runtime/comm/wire/shm-place.ts'
 import { StoreClient } from '../../runtime/comm/wire/store-client-node.ts'
-import { type Lane, waitFor } from '../../runtime/comm/wire.ts'
+import { type Lane, type Wire, waitFor } from '../../runtime/comm/wire.ts'
 import type { Addon } from '../../runtime/core/addon.ts'
 import { loadAddon } from '../../runtime/core/addon-node.ts'
 import type { RankmeshError } from '../../runtime/core/errors.ts'
@@ -16,6 +19,8 @@ export interface Job {
   token: string
   seed: number
   timeoutMs: number
+  /** The ranks of each node, for a wire of shared memory inside nodes; every rank is a node where absent. */
+  nodes?: readonly (readonly number[])[]
 }
 
 export interface Ending {
@@ -85,14 +90,14 @@ function combined(parts: readonly Numbers[], op: string): Numbers {
   return result
 }
 
-async function checkReductions(job: Job, wire: GlooWire): Promise<number> {
+async function checkReductions(job: Job, wire: Wire): Promise<number> {
   const { seed, size, rank, timeoutMs } = job
   let done = 0
   for (const kind of KINDS) {
     for (const op of ['sum', 'min', 'max'] as const) {
       for (const count of [0, 1, 7, 4096, 4097, 12_345, ...(kind === Float32Array ? [400_003] : [])]) {
         const array = numbersOf(seed, rank, kind, count)
-        await wire.reduce(array, op, waitFor(timeoutMs, `reduce(${op}, ${kind.name}[${count}])`))
+        await wire.reduce?.(array, op, waitFor(timeoutMs, `reduce(${op}, ${kind.name}[${count}])`))
         const parts = Array.from({ length: size }, (_, r) => numbersOf(seed, r, kind, count))
         const expected = combined(parts, op)
         const at = array.findIndex((value: unknown, i: number) => value !== expected[i])
@@ -107,14 +112,14 @@ async function checkReductions(job: Job, wire: GlooWire): Promise<number> {
 const sleep = (ms: number): Promise<void> => new Promise((resolve) => setTimeout(resolve, ms))
 
 /** What ends the group while this rank does something else. */
-async function failureOf(wire: GlooWire): Promise<RankmeshError> {
+async function failureOf(wire: Wire): Promise<RankmeshError> {
   const busy = setInterval(() => {}, 1000)
   const failure = await new Promise<RankmeshError>((resolve) => void wire.watch(resolve))
   clearInterval(busy)
   return failure
 }
 
-const scenarios: Record<string, (wire: GlooWire, job: Job) => Promise<unknown>> = {
+const scenarios: Record<string, (wire: Wire, job: Job) => Promise<unknown>> = {
   async rounds(wire, job) {
     const name = (member: number): number => member
     await checkRounds(job, wire.control, name, 12, false)
@@ -167,6 +172,16 @@ const scenarios: Record<string, (wire: GlooWire, job: Job) => Promise<unknown>> 
     if (job.rank === 1) setTimeout(() => process.kill(process.pid, 'SIGKILL'), 200)
     throw await failureOf(wire)
   },
+  async terminated(wire) {
+    await wire.control.exchange(new Uint8Array(1), waitFor(30_000, 'together()'))
+    await wire.control.exchange(new Uint8Array(1), waitFor(30_000, 'never()'))
+  },
+  async waiting(wire) {
+    await wire.control.exchange(new Uint8Array(1), waitFor(30_000, 'together()'))
+    const never = [wire.data, wire.pair(0, 1), wire.pair(1, 0)].map((lane) => lane.exchange(new Uint8Array(1), waitFor(30_000, 'other()')))
+    parentPort?.postMessage('waits')
+    await Promise.all(never)
+  },
   async left(wire, job) {
     const big = new Uint8Array(5_000_000)
     await wire.control.exchange(big, waitFor(job.timeoutMs, 'together()'))
@@ -189,27 +204,16 @@ const scenarios: Record<string, (wire: GlooWire, job: Job) => Promise<unknown>> 
   },
   async mismatch(wire, job) {
     const call = job.rank === 0 ? 'allReduce(a)' : 'allReduce(b)'
-    await wire.reduce(new Float32Array(10), 'sum', waitFor(job.timeoutMs, call))
+    await wire.reduce?.(new Float32Array(10), 'sum', waitFor(job.timeoutMs, call))
   },
-  async bench(wire, job) {
-    const table: Record<string, number[]> = {}
-    for (const bytes of [8, 8192, 2 ** 20, 2 ** 24]) {
-      const array = new Float32Array(bytes / 4).fill(1)
-      const view = new Uint8Array(array.buffer)
-      const [exchanges, reductions]: [number[], number[]] = [[], []]
-      for (let i = 0; i < (bytes > 2e6 ? 15 : 200); i++) {
-        const start = performance.now()
-        await wire.data.exchange(view, waitFor(job.timeoutMs, 'exchange'))
-        const middle = performance.now()
-        await wire.reduce(array, 'max', waitFor(job.timeoutMs, 'reduce'))
-        exchanges.push(middle - start)
-        reductions.push(performance.now() - middle)
-      }
-      const at = (list: number[], q: number): number => Math.round(1000 * list.sort((a, b) => a - b)[Math.floor(q * list.length)]!)
-      table[bytes] = [at(exchanges, 0.1), at(exchanges, 0.5), at(reductions, 0.1), at(reductions, 0.5)]
-    }
-    return table
-  },
+}
+
+async function onNodes({ rank, token, timeoutMs }: Job, nodes: readonly (readonly number[])[], across: Wire, addon: Addon): Promise<Wire> {
+  const node = nodes.findIndex((ranks) => ranks.includes(rank))
+  const members = nodes[node] as readonly number[]
+  const member = { rank: members.indexOf(rank), members, parent: null }
+  const local = await SharedWire.connect(shmPlace(addon), `${token.slice(0, 12)}.${node}`, member, waitFor(timeoutMs, 'connect'))
+  return connectHybridWire({ local, across, nodes }, waitFor(timeoutMs, 'connect'))
 }
 
 async function main(job: Job): Promise<Ending> {
@@ -220,7 +224,8 @@ async function main(job: Job): Promise<Ending> {
   let start = performance.now()
   try {
     const options = { addon: loadAddon() as Addon, store, rank, members, host: '127.0.0.1', scope: 'world' }
-    const wire = await connectGlooWire(options, waitFor(timeoutMs, 'connect'))
+    const across = await connectGlooWire(options, waitFor(timeoutMs, 'connect'))
+    const wire = job.nodes ? await onNodes(job, job.nodes, across, options.addon) : across
     start = performance.now()
     const result = await scenarios[scenario]!(wire, job)
     wire.close()
@@ -232,8 +237,22 @@ async function main(job: Job): Promise<Ending> {
   }
 }
 
+/** A rank in a worker thread that is terminated while its round waits; this thread must live on. */
+async function terminate(job: Job): Promise<Ending> {
+  const start = performance.now()
+  const worker = new Worker(new URL(import.meta.url), { workerData: { ...job, scenario: 'waiting' } })
+  await new Promise((resolve) => void worker.on('message', resolve))
+  await sleep(100)
+  await worker.terminate()
+  await sleep(100)
+  return { rank: job.rank, result: 'alive', ms: performance.now() - start }
+}
+
 if (isMainThread) {
-  const ending = await main(JSON.parse(process.argv[2] as string) as Job)
+  const job = JSON.parse(process.argv[2] as string) as Job
+  const ending = job.scenario === 'terminated' && job.rank === 1 ? await terminate(job) : await main(job)
   // The process ends by itself from here on: nothing may hold it.
   process.send?.(ending, () => process.disconnect())
+} else {
+  await main(workerData as Job)
 }

@@ -40,13 +40,22 @@ interface Outcome extends Partial<Ending> {
 async function run(
   scenario: string,
   size: number,
-  options: { timeoutMs?: number; ranks?: readonly number[]; seed?: number } = {},
+  options: { timeoutMs?: number; ranks?: readonly number[]; seed?: number; nodes?: number[][] } = {},
 ): Promise<Outcome[]> {
   const { timeoutMs = 30_000, ranks = Array.from({ length: size }, (_, rank) => rank) } = options
   const token = randomBytes(16).toString('hex')
   server = await StoreServer.listen({ token, size, rank: size })
   const one = (rank: number): Promise<Outcome> => {
-    const job: Job = { scenario, rank, size, port: server.port, token, seed: options.seed ?? 0, timeoutMs }
+    const job: Job = {
+      scenario,
+      rank,
+      size,
+      port: server.port,
+      token,
+      seed: options.seed ?? 0,
+      timeoutMs,
+      ...(options.nodes && { nodes: options.nodes }),
+    }
     const child = fork(program, [JSON.stringify(job)], { stdio: ['ignore', 'inherit', 'inherit', 'ipc'] })
     children.push(child)
     return new Promise((resolve) => {
@@ -145,11 +154,54 @@ maybe(`gloo${skip ? ` (skipped: ${skip})` : ''}`, () => {
     expect(outcomes[2]!.error).toMatchObject({ code: 'ERR_RANK_FAILED', rank: 1, message: expect.stringContaining('enough') })
   })
 
+  it('a rank in a thread that is terminated while it waits is named, and its process lives on', async () => {
+    const [first, terminated] = await run('terminated', 2)
+    expect(terminated).toEqual(well('alive'))
+    expect(terminated!.ms).toBeLessThan(5000)
+    expect(first!.error).toMatchObject({ code: 'ERR_RANK_FAILED', rank: 1 })
+  })
+
   it('different calls are told apart, on all ranks', async () => {
     for (const { error } of await run('mismatch', 2)) {
       expect(error).toMatchObject({
         code: 'ERR_COLLECTIVE_MISMATCH',
         message: expect.stringMatching(/rank 0 called allReduce\(a\).*rank 1 called allReduce\(b\)/),
+      })
+    }
+  })
+
+  describe('with shared memory inside nodes', () => {
+    for (const nodes of [
+      [
+        [0, 2],
+        [1, 3],
+      ],
+      [[0], [1, 2]],
+    ]) {
+      it(`ranks of nodes ${JSON.stringify(nodes)} exchange bytes of every length, on all lanes at once`, async () => {
+        const value = seed()
+        const outcomes = await run('rounds', nodes.flat().length, { seed: value, nodes })
+        expect(outcomes, `seed ${value}`).toEqual(outcomes.map(() => well('ok')))
+      })
+    }
+
+    for (const [who, nodes] of Object.entries({
+      leader: [
+        [0, 2],
+        [1, 3],
+      ],
+      rank: [
+        [0, 1],
+        [2, 3],
+      ],
+    })) {
+      it(`a ${who} that is killed is named by all ranks of all nodes within 2 s`, async () => {
+        const outcomes = await run('killed', 4, { nodes })
+        const others = outcomes.filter(({ rank }) => rank !== undefined)
+        expect(others).toHaveLength(3)
+        for (const { error } of others) expect(error).toMatchObject({ code: 'ERR_RANK_FAILED', rank: 1 })
+        const times = others.map(({ ms }) => ms as number)
+        expect(Math.max(...times) - Math.min(...times)).toBeLessThan(2000)
       })
     }
   })
