@@ -47,7 +47,8 @@ export interface GroupOptions {
 /** Makes this rank's DeviceComm; all ranks of `host` call it. @throws ERR_BACKEND_UNAVAILABLE for a backend that is not built. */
 export async function createDeviceComm(backend: DeviceBackend, { host, device }: { host: HostComm; device: Device }): Promise<DeviceComm> {
   if (backend !== 'webgpu') throw new BackendUnavailableError(`Device backend '${backend}' is not built; this version has 'webgpu'`)
-  if (!(host instanceof LocalHostComm || host instanceof WireHostComm)) throw invalidArgument('host', 'a HostComm of this library', host)
+  if (!(host instanceof LocalHostComm || host instanceof WireHostComm))
+    throw new BackendUnavailableError('The webgpu backend needs a HostComm that launch or a HostGroup gave')
   if (!(device instanceof WebGpuDevice)) throw invalidArgument('device', 'a WebGPU device', device)
   return WebGpuComm.create(host, device)
 }
