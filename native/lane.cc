@@ -17,11 +17,14 @@ namespace {
 using Clock = std::chrono::steady_clock;
 using std::chrono::nanoseconds;
 
-/** Looks before a thread sleeps: a few microseconds where all members can have a core, else less, for that takes others' time. */
-int SpinsFor(uint32_t members) {
-  static const uint32_t cores = std::thread::hardware_concurrency();
-  return members <= cores ? 200 : 50;
-}
+/** Looks before a thread sleeps: a few microseconds where that has helped, else one, as where ranks share a core. */
+constexpr uint32_t kMostSpins = 400;
+constexpr uint32_t kLeastSpins = 50;
+/** One wait of so many tries whether looking longer helps again. */
+constexpr uint32_t kRetry = 16;
+
+thread_local uint32_t patience = kMostSpins;
+thread_local uint32_t waits = 0;
 
 /** A wake-up that is lost, as by the death of the one who owed it, costs no more than this. */
 constexpr nanoseconds kSlice = std::chrono::milliseconds(100);
@@ -82,10 +85,15 @@ Result Wait(const Lane& lane, int32_t epoch, int32_t alarm, nanoseconds most, co
     while (member < lane.members && Reached(At(lane.Line(member)).load(kLoad), epoch)) member++;
     return member == lane.members;
   };
-  for (int spins = SpinsFor(lane.members); spins > 0; spins--) {
-    if (arrived()) return Result::kArrived;
+  if (arrived()) return Result::kArrived;
+  for (uint32_t spins = ++waits % kRetry == 0 ? kMostSpins : patience; spins > 0; spins--) {
     Pause();
+    if (arrived()) {
+      patience = kMostSpins;
+      return Result::kArrived;
+    }
   }
+  patience = std::max(patience / 2, kLeastSpins);
   const auto end = Clock::now() + std::clamp<nanoseconds>(most, nanoseconds(0), std::chrono::hours(24));
   while (!arrived()) {
     if (At(lane.alarm).load(kLoad) != alarm) return Result::kAlarmed;
