@@ -1,5 +1,6 @@
 // What both entries export: every public name, by floor.
 
+export { ABORT_CHANNEL, type AbortEvent } from './comm/abort.ts'
 export {
   ALGORITHMS,
   type Algorithm,

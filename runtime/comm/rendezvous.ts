@@ -1,9 +1,11 @@
 // Where the ranks of a group that share a thread meet: one slot per collective, matched calls, deadlines, failures told to everybody.
 import { CollectiveMismatchError, checkInteger, describe, RankFailedError, type RankmeshError, TimeoutError } from '../core/errors.ts'
+import { announceAbort, isAbort } from './abort.ts'
+import { CallRecord } from './call-record.ts'
 import type { World, WorldGroup } from './world.ts'
 
-/** Collectives of each rank that are kept to tell about when something goes wrong. */
-const HISTORY = 8
+/** Collectives of each rank that a message tells of; the event of an abort carries all that are kept. */
+const TOLD = 8
 /** The longest delay a timer takes. */
 export const MAX_TIMEOUT_MS: number = 2 ** 31 - 1
 
@@ -55,7 +57,7 @@ export class Rendezvous implements WorldGroup {
   readonly members: readonly number[]
   readonly #slots = new Map<number, Slot>()
   readonly #next: number[]
-  readonly #history: string[][]
+  readonly #records: readonly CallRecord[]
   readonly #left = new Set<number>()
   readonly #unwatch: (() => void)[] = []
   #failure: RankmeshError | null = null
@@ -64,7 +66,7 @@ export class Rendezvous implements WorldGroup {
     this.world = world
     this.members = members
     this.#next = members.map(() => 0)
-    this.#history = members.map(() => [])
+    this.#records = members.map(() => new CallRecord())
     world.add(this)
   }
 
@@ -91,7 +93,7 @@ export class Rendezvous implements WorldGroup {
     const end = this.#failure ?? this.#absence(index)
     if (end) return Promise.reject(end)
     const at = (this.#next[index] as number)++
-    this.#note(index, at, call)
+    this.#records[index]?.note(call)
     const slot = this.#slot(at)
     const timing = offerOf(() => timeoutOf(timeoutMs))
     const mine = 'refusal' in timing ? timing : offer
@@ -158,7 +160,7 @@ export class Rendezvous implements WorldGroup {
 
   /** The last collectives of each member, oldest first, as text. */
   history(): string {
-    return this.members.map((rank, i) => `rank ${rank}: ${this.#history[i]?.join(', ') || 'none'}`).join('; ')
+    return this.members.map((rank, i) => `rank ${rank}: ${this.#records[i]?.calls(TOLD).join(', ') || 'none'}`).join('; ')
   }
 
   #slot(at: number): Slot {
@@ -204,6 +206,7 @@ export class Rendezvous implements WorldGroup {
   #fail(at: number, slot: Slot, error: RankmeshError): void {
     clearTimeout(slot.timer)
     slot.error = error
+    if (isAbort(error)) announceAbort({ error, members: this.members, calls: this.#records.map((record) => record.calls()) })
     for (const arrival of slot.arrivals.splice(0)) {
       if (!arrival) continue
       arrival.detach()
@@ -215,12 +218,6 @@ export class Rendezvous implements WorldGroup {
   /** One more member knows how the slot ended; the last one takes it away. */
   #settle(at: number, slot: Slot): void {
     if (++slot.settled === this.members.length) this.#slots.delete(at)
-  }
-
-  #note(index: number, at: number, call: string): void {
-    const list = this.#history[index] as string[]
-    list.push(`#${at} ${call}`)
-    if (list.length > HISTORY) list.shift()
   }
 
   #absence(index: number): RankFailedError | null {

@@ -1,6 +1,7 @@
 // WireHostComm: the control plane of ranks in different threads, processes or machines, over the wire that joins them.
 import { platform } from '#platform'
 import { CollectiveMismatchError, checkInteger, describe, RankFailedError, type RankmeshError } from '../core/errors.ts'
+import { announced } from './abort.ts'
 import {
   type Choice,
   checkReducible,
@@ -53,7 +54,8 @@ export class WireHostComm implements GroupHost {
   ): Promise<R> {
     const { results, payload } = await matched(this.wire, this.wire.control, call, offer, this.timeoutMs, options, outline)
     const payloads = results.map((bytes, rank) => (rank === this.rank ? payload : (decodeValue(bytes) as P)))
-    const all = await complete(payloads)
+    const outcome = complete(payloads)
+    const all = outcome instanceof Promise ? await announced(this.wire, outcome) : outcome
     return all[this.rank] as R
   }
 
@@ -100,7 +102,7 @@ export class WireHostComm implements GroupHost {
     const call = `host.allReduce(${op}, ${reducibleKind(value) ?? describe(value)}${inPlace ? ', in place' : ''})`
     if (typeof value === 'object' && this.wire.reduce && reducibleKind(value) !== null && isOp(op)) {
       const result = (inPlace ? value : value.slice()) as T & WireArray
-      await this.wire.reduce(result, op, this.#wait(call, options))
+      await announced(this.wire, this.wire.reduce(result, op, this.#wait(call, options)))
       return result
     }
     const offer = offerOf(() => {
@@ -184,7 +186,7 @@ export async function matched<P>(
   }
   const wait = waitFor('refusal' in timed ? defaultTimeoutMs : timeoutMs, call, signal)
   const refusal = 'refusal' in mine ? messageOf(mine.refusal) : null
-  const messages = (await lane.exchange(pack(call, refusal, bytes), wait)).map(unpack)
+  const messages = (await announced(wire, lane.exchange(pack(call, refusal, bytes), wait))).map(unpack)
   if ('refusal' in mine) throw mine.refusal
   const own = messages[lane.rank] as Message
   const other = messages.findIndex((message) => !sameBytes(message.call, own.call))

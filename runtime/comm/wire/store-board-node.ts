@@ -1,7 +1,7 @@
 // StoreBoard: what the ranks of a group on several machines tell each other beside their rounds, through the store: failures, departures,
 // and, when somebody asks, their last calls.
 import { CollectiveMismatchError, type ErrorCode, RankFailedError, type RankmeshError, TimeoutError } from '../../core/errors.ts'
-import { CallRecord } from './call-record.ts'
+import { CallRecord } from '../call-record.ts'
 import type { StoreClient } from './store-client-node.ts'
 import { bytesText, type Fault, textBytes } from './store-protocol.ts'
 
