@@ -4,9 +4,11 @@ import { platform } from '#platform'
 import type { Communicator } from '../../runtime/comm/communicator.ts'
 import type { ReduceOp } from '../../runtime/comm/device-comm.ts'
 import { AllReduceFusionPattern } from '../../runtime/comm/fusion/patterns.ts'
+import { createAllReduceFusionWorkspace } from '../../runtime/comm/webgpu/fusion-workspace.ts'
 import { sumFloats } from '../../runtime/comm/webgpu/host-sum.ts'
 import type { DType } from '../../runtime/core/dtype.ts'
 import { Tensor } from '../../runtime/core/tensor.ts'
+import { slotsOf } from '../../runtime/core/tree.ts'
 import type { Device } from '../../runtime/device/device.ts'
 import { launch, type RankContext } from '../../runtime/scheduler/launch.ts'
 import { testDevice } from '../support/device.ts'
@@ -138,6 +140,46 @@ describe.each([2, 3, 5])(`the bits of one device, %i ranks (seed ${start})`, (ra
         return Promise.all(found.map((result) => result.bytes()))
       })
     }
+  })
+
+  it('sums by the tree, sums rounded after every rank, a workspace, the ends of a mixture of experts', async () => {
+    const TOKENS = 3
+    const EXPERTS = 2
+    const spans = Array.from({ length: ranks }, (_, rank) => ({ start: rank * 2, count: 2 }))
+    const [trees, rows] = [1, 2].map(() => Array.from({ length: ranks }, () => random.floats(EXPERTS * TOKENS * HIDDEN)))
+    const shared = Array.from({ length: ranks }, () => random.floats(TOKENS * HIDDEN))
+    const scales = Array.from({ length: ranks }, () => random.floats(EXPERTS * TOKENS))
+    const order = Array.from({ length: ranks }, () => Array.from({ length: TOKENS * EXPERTS }, () => random.int(EXPERTS * TOKENS + 1) - 1))
+    const [stream, gamma] = [random.floats(TOKENS * HIDDEN), random.floats(HIDDEN)]
+    await both(async ({ comm, device, rank }) => {
+      const like = (data: Float32Array, shape: number[]): Tensor => Tensor.from(data, { shape, device })
+      const hidden = [TOKENS, HIDDEN]
+      const tree = await comm.allReduceTree(like(trees![rank]!, [EXPERTS * TOKENS * HIDDEN]), {
+        tree: { spans },
+        shape: [(EXPERTS * TOKENS * HIDDEN) / slotsOf(spans)],
+      })
+      const input = like(shared[rank]!, hidden)
+      const { output } = await comm.allReduceFusion({ input, pattern: AllReduceFusionPattern.kAllReduce, fp32Acc: false })
+      const workspace = await createAllReduceFusionWorkspace({ comm, maxTokenNum: TOKENS, hiddenDim: HIDDEN, dtype: 'float32' })
+      const after = { residualIn: like(stream, hidden), rmsGamma: like(gamma, [HIDDEN]), workspace }
+      const moe = await comm.moeAllReduceFusion({
+        ...after,
+        moeReductionScaleInput: like(scales[rank]!, [EXPERTS, TOKENS]),
+        moeReductionActiveExpertsTokenInput: like(rows![rank]!, [EXPERTS * TOKENS, HIDDEN]),
+        moeReductionTokenInput: input,
+      })
+      const found = [await tree.bytes(), await output!.bytes(), await moe.normOut!.bytes(), await moe.residualOut!.bytes()]
+      const last = await comm.moeFinalizeAllReduceFusion({
+        ...after,
+        input: like(rows![rank]!, [EXPERTS * TOKENS, HIDDEN]),
+        expandedIdxToPermutedIdx: Tensor.from(order[rank]!, { shape: [TOKENS, EXPERTS], dtype: 'int32', device }),
+        expertScaleFactor: like(scales[rank]!, [TOKENS, EXPERTS]),
+        sharedExpertOutput: input,
+      })
+      found.push(await last.normOut!.bytes())
+      workspace.destroy()
+      return found
+    })
   })
 })
 

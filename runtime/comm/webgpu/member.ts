@@ -55,14 +55,7 @@ export class Member {
     options: MeetOptions,
     action: (payloads: P[], scope: Scope) => Promise<R[]>,
   ): Promise<R> {
-    const { host, group } = this
-    const complete = (payloads: P[]): Promise<R[]> =>
-      orEnd(
-        host,
-        call,
-        group.run(call, options, (scope) => action(payloads, scope)),
-      )
-    return this.holding(prepare, (offer) => host.meet(call, offer, complete, options, outline))
+    return this.#meet(call, prepare, options, action, (work) => orEnd(this.host, call, work))
   }
 
   /** As `run`, where nothing is exchanged: over a wire an action that fails does so on its own rank alone. */
@@ -72,7 +65,17 @@ export class Member {
     options: MeetOptions,
     action: (payloads: P[], scope: Scope) => Promise<R[]>,
   ): Promise<R> {
-    const complete = (payloads: P[]): Promise<R[]> => this.group.run(call, options, (scope) => action(payloads, scope))
+    return this.#meet(call, prepare, options, action, (work) => work)
+  }
+
+  #meet<P, R>(
+    call: string,
+    prepare: (hold: Hold) => P,
+    options: MeetOptions,
+    action: (payloads: P[], scope: Scope) => Promise<R[]>,
+    guarded: (work: Promise<R[]>) => Promise<R[]>,
+  ): Promise<R> {
+    const complete = (payloads: P[]): Promise<R[]> => guarded(this.group.run(call, options, (scope) => action(payloads, scope)))
     return this.holding(prepare, (offer) => this.host.meet(call, offer, complete, options, outline))
   }
 

@@ -62,7 +62,7 @@ export async function twoShot(
     partials.forEach((partial, k) => {
       const to = sliceAt(slices, k, bytes)
       if (k === i) copyBytes(site.sink, { ...range, offset: range.offset + at, byteLength: bytes }, to, bytes)
-      else upload(scope, site, to, partial.slice(at, at + bytes))
+      else upload(scope, site, to, partial.subarray(at, at + bytes))
     })
     return finish(site, slices, part)
   })
