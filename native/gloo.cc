@@ -96,9 +96,10 @@ Napi::Value AllReduce(const Owner& owner, const Napi::CallbackInfo& info) {
   const auto type = TypeOf(info.Env(), view.type);
   const auto op = static_cast<Op>(IntegerOf(info[1], "op", 0, 2));
   const auto deadline = After(info[2]);
+  const auto signature = static_cast<uint32_t>(WordOf(info[3], "signature"));
   auto& group = *owner.group;
-  return group.Do(info.Env(), kAll, info[0].As<Napi::Object>(), [&group, view, type, op, deadline]() -> GlooGroup::Result {
-    group.mesh().AllReduce(type, op, view.data, view.length, deadline);
+  return group.Do(info.Env(), kAll, info[0].As<Napi::Object>(), [&group, view, type, op, deadline, signature]() -> GlooGroup::Result {
+    group.mesh().AllReduce(type, op, view.data, view.length, deadline, signature);
     return [](Napi::Env env) { return env.Undefined(); };
   });
 }

@@ -15,6 +15,7 @@ struct Failure {
   std::string text;
   std::vector<int> missing;
   bool timed_out = false;
+  bool mismatched = false;
 
   /** Of the exception that is being handled. */
   static Failure Current() {
@@ -22,6 +23,8 @@ struct Failure {
       throw;
     } catch (const MeshError& error) {
       return {error.what(), error.missing, error.timed_out};
+    } catch (const Mismatch& error) {
+      return {error.what(), {}, false, true};
     } catch (const std::exception& error) {
       return {error.what(), {}, false};
     } catch (...) {
@@ -35,6 +38,7 @@ struct Failure {
     for (uint32_t i = 0; i < missing.size(); i++) ranks.Set(i, missing[i]);
     error.Set("missing", ranks);
     error.Set("timedOut", timed_out);
+    error.Set("mismatched", mismatched);
     return error;
   }
 };

@@ -91,20 +91,19 @@ Bytes::Bytes(size_t length) : data(static_cast<std::byte*>(std::malloc(std::max<
 
 struct Mesh::Head {
   Buffer buffer;
-  alignas(8) std::byte bytes[sizeof(uint64_t) + kInline];
-
-  uint64_t Length() const {
+  struct {
     uint64_t length;
-    std::memcpy(&length, bytes, sizeof length);
-    return length;
-  }
-  size_t Inline() const { return std::min<uint64_t>(Length(), kInline); }
-  const std::byte* Data() const { return bytes + sizeof(uint64_t); }
+    uint64_t signature;
+    std::byte bytes[kInline];
+  } message;
+
+  size_t Inline() const { return std::min<uint64_t>(message.length, kInline); }
   /** Writes a head; gives its size. */
-  size_t Fill(const std::byte* from, uint64_t length) {
-    std::memcpy(bytes, &length, sizeof length);
-    if (length > 0) std::memcpy(bytes + sizeof length, from, Inline());
-    return sizeof length + Inline();
+  size_t Fill(const std::byte* from, uint64_t length, uint32_t signature) {
+    message.length = length;
+    message.signature = signature;
+    if (length > 0) std::memcpy(message.bytes, from, Inline());
+    return sizeof message - kInline + Inline();
   }
 };
 
@@ -117,7 +116,7 @@ Mesh::Mesh(int rank, int size, const std::string& host, const MeshStore& store) 
   for (unsigned parity : {0u, 1u})
     for (int peer = 0; peer < size; peer++) {
       auto head = std::make_unique<Head>();
-      head->buffer = Over(head->bytes, sizeof head->bytes);
+      head->buffer = Over(&head->message, sizeof head->message);
       heads_[parity].push_back(std::move(head));
     }
   ReceiveHeads(0);
@@ -125,26 +124,29 @@ Mesh::Mesh(int rank, int size, const std::string& host, const MeshStore& store) 
 
 Mesh::~Mesh() = default;
 
-std::vector<Bytes> Mesh::Exchange(const std::byte* bytes, size_t length, Deadline deadline) {
+std::vector<Bytes> Mesh::Exchange(const std::byte* bytes, size_t length, Deadline deadline, uint32_t signature) {
   const unsigned parity = round_++ & 1;
-  auto head = std::make_unique<Head>();
-  head->buffer = Over(head->bytes, head->Fill(bytes, length));
+  const std::unique_ptr<Head> head(new Head);
+  const size_t filled = head->Fill(bytes, length, signature);
+  head->buffer = Over(&head->message, filled);
   for (int peer : Peers()) head->buffer->send(peer, kHead);
   ReceiveHeads(parity ^ 1);  // of the next round: who is ahead need not wait for us
   std::vector<Awaited> awaited;
   for (int peer : Peers()) awaited.push_back({heads_[parity][peer]->buffer.get(), peer});
   AwaitReceived(awaited, deadline);
+  for (int peer : Peers())
+    if (heads_[parity][peer]->message.signature != signature) throw Mismatch();
 
   awaited.clear();
   std::vector<Bytes> result;
   std::vector<Buffer> bodies;
   for (int peer = 0; peer < size_; peer++) {
     const auto& from = *heads_[parity][peer];
-    result.emplace_back(peer == rank_ ? 0 : from.Length());
+    result.emplace_back(peer == rank_ ? 0 : from.message.length);
     if (peer == rank_) continue;
-    std::memcpy(result[peer].data.get(), from.Data(), from.Inline());
-    if (from.Length() <= kInline) continue;
-    bodies.push_back(Over(result[peer].data.get() + kInline, from.Length() - kInline));
+    std::memcpy(result[peer].data.get(), from.message.bytes, from.Inline());
+    if (from.message.length <= kInline) continue;
+    bodies.push_back(Over(result[peer].data.get() + kInline, from.message.length - kInline));
     bodies.back()->recv(peer, kBody);
     awaited.push_back({bodies.back().get(), peer});
   }
@@ -161,15 +163,16 @@ std::vector<Bytes> Mesh::Exchange(const std::byte* bytes, size_t length, Deadlin
 
 Bytes Mesh::ExchangePair(int peer, uint32_t tag, const std::byte* bytes, size_t length, Deadline deadline) {
   const uint64_t slot = kPair + 2 * uint64_t{tag};
-  auto mine = std::make_unique<Head>();
-  auto theirs = std::make_unique<Head>();
-  theirs->buffer = Over(theirs->bytes, sizeof theirs->bytes);
+  const std::unique_ptr<Head> mine(new Head);
+  const std::unique_ptr<Head> theirs(new Head);
+  theirs->buffer = Over(&theirs->message, sizeof theirs->message);
   theirs->buffer->recv(peer, slot);
-  mine->buffer = Over(mine->bytes, mine->Fill(bytes, length));
+  const size_t filled = mine->Fill(bytes, length, 0);
+  mine->buffer = Over(&mine->message, filled);
   mine->buffer->send(peer, slot);
   AwaitReceived({{theirs->buffer.get(), peer}}, deadline);
-  Bytes result(theirs->Length());
-  std::memcpy(result.data.get(), theirs->Data(), theirs->Inline());
+  Bytes result(theirs->message.length);
+  std::memcpy(result.data.get(), theirs->message.bytes, theirs->Inline());
   Buffer in;
   Buffer out;
   if (result.length > kInline) {
@@ -188,18 +191,19 @@ Bytes Mesh::ExchangePair(int peer, uint32_t tag, const std::byte* bytes, size_t 
 
 // Each rank combines one chunk, segment by segment, as soon as all others' have come, and sends the result to all others. A segment of a
 // result comes only when this rank's operand of it has been received, so results may arrive where the operands lie.
-void Mesh::AllReduce(Type type, Op op, std::byte* array, size_t count, Deadline deadline) {
+void Mesh::AllReduce(Type type, Op op, std::byte* array, size_t count, Deadline deadline, uint32_t signature) {
   const size_t unit = SizeOf(type);
   std::vector<const std::byte*> parts(size_);
   if (count * unit <= kInline) {
-    const auto others = Exchange(array, count * unit, deadline);
+    const auto others = Exchange(array, count * unit, deadline, signature);
     for (int peer = 0; peer < size_; peer++) {
-      if (peer != rank_ && others[peer].length != count * unit) Break("ranks brought arrays of different lengths", {peer}, false);
+      if (peer != rank_ && others[peer].length != count * unit) throw Mismatch();
       parts[peer] = peer == rank_ ? array : others[peer].data.get();
     }
     Combine(type, op, parts.data(), size_, array, count);
     return;
   }
+  Exchange(nullptr, 0, deadline, signature);
   const auto start = [&](int peer) { return count * peer / size_ * unit; };
   const auto bytes_of = [&](int peer) { return start(peer + 1) - start(peer); };
   size_t segments = 0;

@@ -36,6 +36,11 @@ struct MeshError : std::runtime_error {
   bool timed_out;
 };
 
+/** Ranks brought different signatures to a round. */
+struct Mismatch : std::runtime_error {
+  Mismatch() : std::runtime_error("ranks called different collectives") {}
+};
+
 /** Bytes that have come from a rank. */
 struct Bytes {
   struct Free {
@@ -58,12 +63,12 @@ class Mesh {
   Mesh(int rank, int size, const std::string& host, const MeshStore& store);
   ~Mesh();
 
-  /** Every other rank's bytes, by rank (none for this one). From one thread only, as AllReduce. */
-  std::vector<Bytes> Exchange(const std::byte* bytes, size_t length, Deadline deadline);
+  /** Every other rank's bytes, by rank (none for this one). From one thread only, as AllReduce. @throws Mismatch */
+  std::vector<Bytes> Exchange(const std::byte* bytes, size_t length, Deadline deadline, uint32_t signature = 0);
   /** As Exchange, with one rank. One thread at a time for each peer and tag. */
   Bytes ExchangePair(int peer, uint32_t tag, const std::byte* bytes, size_t length, Deadline deadline);
-  /** Combines `count` elements over ranks, in place, ranks ascending; all bring the same type, operation and count. */
-  void AllReduce(Type type, Op op, std::byte* array, size_t count, Deadline deadline);
+  /** Combines `count` elements over ranks, in place, ranks ascending; the signature says type, operation and count. @throws Mismatch */
+  void AllReduce(Type type, Op op, std::byte* array, size_t count, Deadline deadline, uint32_t signature);
   /** Whoever waits now or later throws. From any thread. */
   void Abort();
 

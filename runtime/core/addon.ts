@@ -60,10 +60,22 @@ export interface GlooGroup {
   exchange(bytes: Uint8Array, timeoutMs: number): Promise<Uint8Array[]>
   /** As `exchange`, between two ranks. */
   exchangePair(peer: number, tag: number, bytes: Uint8Array, timeoutMs: number): Promise<Uint8Array>
-  /** Sum, min or max in place (op 0, 1, 2) by gloo's ring. */
-  allReduce(array: ArrayBufferView, op: 0 | 1 | 2, timeoutMs: number): Promise<void>
+  /**
+   * Sum, min or max in place (op 0, 1, 2), ranks ascending. @throws also where the ranks' `signature`s (32 bits) differ, which must say type,
+   * operation and length.
+   */
+  allReduce(array: ArrayBufferView, op: 0 | 1 | 2, timeoutMs: number, signature: number): Promise<void>
   /** Closes all connections; calls under way reject. */
   close(): void
+}
+
+/** What a GlooGroup throws. */
+export interface GlooError extends Error {
+  /** The ranks whose bytes had not come. */
+  missing?: readonly number[]
+  timedOut?: boolean
+  /** Ranks brought different signatures. */
+  mismatched?: boolean
 }
 
 /** What gloo needs to find its peers; the addon calls these on the JavaScript thread, while a thread of its own waits. */

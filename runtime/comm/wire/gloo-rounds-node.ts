@@ -1,4 +1,5 @@
 // Rounds of a GlooWire: each ends with its result, or with why the group has ended: an error that names the rank at fault.
+import type { GlooError } from '../../core/addon.ts'
 import { RankFailedError, type RankmeshError } from '../../core/errors.ts'
 import type { Wait } from '../wire.ts'
 import { stopped } from './stopped.ts'
@@ -8,12 +9,6 @@ import type { StoreBoard } from './store-board-node.ts'
 const HEAR_MS = 2000
 /** How long one that ran out of time waits for the others to tell their last calls. */
 const TELL_MS = 300
-
-/** What the addon throws; `missing` are the ranks whose bytes had not come. */
-export interface GlooError extends Error {
-  missing?: readonly number[]
-  timedOut?: boolean
-}
 
 /** One round of a lane, for which this rank waits. */
 interface Round {
@@ -108,6 +103,11 @@ export class Rounds {
     const { call, timeoutMs } = round.wait
     const names = (error.missing ?? []).map((rank) => this.#name(rank))
     const rank = names[0] ?? this.#name(this.#rank)
+    if (error.mismatched) {
+      await board.ask(TELL_MS).catch(() => {})
+      const message = `Ranks called different collectives in place of ${call}; all ranks of a group must make the same calls in the same order. Last collectives: ${board.history()}`
+      return board.failure ?? board.end({ code: 'ERR_COLLECTIVE_MISMATCH', message, rank })
+    }
     if (error.timedOut && !board.failure) {
       await board.ask(TELL_MS).catch(() => {})
       const who = names.length > 0 ? `Rank${names.length > 1 ? 's' : ''} ${names.join(', ')}` : 'Some rank'
