@@ -22,6 +22,7 @@ export async function runRank<T>(wire: Wire, program: Program<T>, stop: AbortSig
     using device = await openDevice(deviceNameOf(rank, program))
     const comm = await Communicator.create(host, device)
     const result = await program.main({ rank, size, device, comm, host, signal: failed.signal })
+    host.close() // before the device: that this rank has returned is no failure of its device
     return result
   } catch (error) {
     wire.fail({ code: 'ERR_RANK_FAILED', message: `Rank ${rank} failed: ${nameOf(error)}`, rank })

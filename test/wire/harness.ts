@@ -13,6 +13,9 @@ export const KINDS: readonly Kind[] = ['thread, JavaScript', 'thread, native', '
 
 const program = await bundle('test/wire/program.ts')
 
+/** Names of the groups made here. */
+const made: string[] = []
+
 /** Why a kind cannot be tested here, or null. */
 export function absent(kind: Kind): string | null {
   if (kind === 'thread, JavaScript') return null
@@ -47,6 +50,7 @@ export function start(
   },
 ): Ranks {
   const id = group ?? createHostGroup(kind === 'shm' ? 'shm' : 'thread').export()
+  if (!group) made.push(new TextDecoder().decode(id).split(':')[1] as string)
   const addon = kind === 'thread, JavaScript' ? 'off' : (addonReport().path ?? '')
   const processes: (ChildProcess | null)[] = []
   const joined: Promise<void>[] = []
@@ -87,8 +91,8 @@ export async function run<T>(kind: Kind, options: Parameters<typeof start>[1]): 
   })
 }
 
-/** Names of segments of ours that the system still has. */
+/** Names of segments that the system still has: of the groups made here, as other tests may be under way. */
 export function leftovers(): string[] {
   if (!existsSync('/dev/shm')) return []
-  return readdirSync('/dev/shm').filter((name) => name.startsWith('rankmesh-') && !name.startsWith('rankmesh-bench'))
+  return readdirSync('/dev/shm').filter((name) => made.some((id) => name.includes(id)))
 }
