@@ -43,6 +43,9 @@ struct Failure {
   }
 };
 
+/** At the end of the environment. */
+void CloseGroup(void* group) { static_cast<GlooGroup*>(group)->Close(); }
+
 }  // namespace
 
 Worker::Worker() : thread_([this] { Run(); }) {}
@@ -79,7 +82,7 @@ void Worker::Run() {
 std::shared_ptr<GlooGroup> GlooGroup::New(Napi::Env env, Napi::Object store) {
   std::shared_ptr<GlooGroup> group(new GlooGroup(env, store));
   group->self_ = group;
-  napi_add_env_cleanup_hook(env, [](void* self) { static_cast<GlooGroup*>(self)->Close(); }, group.get());
+  napi_add_env_cleanup_hook(env, CloseGroup, group.get());
   return group;
 }
 
@@ -139,7 +142,7 @@ void GlooGroup::Connect(int rank, int size, const std::string& host, const std::
 void GlooGroup::Close() {
   if (closed_) return;
   closed_ = true;
-  napi_remove_env_cleanup_hook(env_, [](void* self) { static_cast<GlooGroup*>(self)->Close(); }, this);
+  napi_remove_env_cleanup_hook(env_, CloseGroup, this);
   {
     const std::lock_guard lock(mutex_);
     aborted_ = true;
