@@ -7,6 +7,7 @@
 
 #ifdef __linux__
 #include <linux/futex.h>
+#include <sched.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 #endif
@@ -70,10 +71,46 @@ void Wake(int32_t* word) {
 #endif
 }
 
+/** Word of a member's line: the processor on which it last posted, plus one. */
+constexpr size_t kProcessor = 12;
+
+int32_t Processor() {
+#ifdef __linux__
+  return sched_getcpu() + 1;
+#else
+  return 0;
+#endif
+}
+
+/**
+ * Where this thread and the one it waits for share a processor, they take turns on it although others idle, until the system's balancer
+ * comes by, milliseconds later: whoever wakes a thread wakes it where it ran last. So this one moves to another processor, once in a while,
+ * and is free to run anywhere again at once.
+ */
+void MoveAwayFrom(int32_t* line) {
+#ifdef __linux__
+  thread_local Clock::time_point moved;
+  const int32_t here = Processor();
+  if (std::atomic_ref<int32_t>(line[kProcessor]).load(std::memory_order_relaxed) != here) return;
+  const auto now = Clock::now();
+  if (now - moved < std::chrono::milliseconds(1)) return;
+  moved = now;
+  cpu_set_t all;
+  if (sched_getaffinity(0, sizeof all, &all) != 0) return;
+  cpu_set_t others = all;
+  CPU_CLR(here - 1, &others);
+  if (CPU_COUNT(&others) == 0) return;
+  if (sched_setaffinity(0, sizeof others, &others) == 0) sched_setaffinity(0, sizeof all, &all);
+#else
+  (void)line;
+#endif
+}
+
 }  // namespace
 
 void Post(const Lane& lane, int32_t epoch) {
   int32_t* const line = lane.Line(lane.me);
+  At(line + kProcessor).store(Processor(), std::memory_order_relaxed);
   At(line).store(epoch, kStore);
   // A waiter counts itself and then looks at the epoch; here it is the other way round: one of the two sees the other.
   if (At(line + 1).load(kLoad) > 0) Wake(line);
@@ -100,6 +137,8 @@ Result Wait(const Lane& lane, int32_t epoch, int32_t alarm, nanoseconds most, co
     const auto left = std::chrono::duration_cast<nanoseconds>(end - Clock::now());
     if (left.count() <= 0 || (stop && stop->load())) return Result::kExpired;
     int32_t* const line = lane.Line(member);
+    MoveAwayFrom(line);
+    if (arrived()) break;
     At(line + 1).fetch_add(1, std::memory_order_seq_cst);
     const int32_t seen = At(line).load(kLoad);
     if (!Reached(seen, epoch)) Sleep(line, seen, std::min(left, kSlice));

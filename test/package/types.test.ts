@@ -15,8 +15,8 @@ export const shapes: number[] = await launch({ ranks: 2 }, async ({ comm, device
   const y: Tensor = await comm.allReduce(Tensor.full([2], 1, { device }))
   return y.shape.length
 })
-// @ts-expect-error ranks is required
-await launch({}, async () => 1)
+// @ts-expect-error no such placement
+await launch({ ranks: 1, placement: 'cloud' }, async () => 1)
 // @ts-expect-error no such op
 await launch({ ranks: 1 }, ({ comm, device }) => comm.allReduce(Tensor.full([1], 1, { device }), { op: 'median' }))
 export type Token = ReturnType<LanguageModel['generate']> extends AsyncGenerator<infer T> ? T : never
