@@ -8,6 +8,7 @@ import {
   choiceOf,
   type GroupHost,
   groupsOf,
+  type HostArray,
   type HostOp,
   type Reducible,
   reduceHost,
@@ -22,6 +23,14 @@ export class WireHostComm implements GroupHost {
   readonly timeoutMs: number
   readonly #unwatch: (() => void)[] = []
   #splits = 0
+  /** The last reduction of an array, whose text is worth keeping. */
+  #last: { kind: unknown; length: number; op: string; inPlace: boolean; call: string } = {
+    kind: null,
+    length: 0,
+    op: '',
+    inPlace: false,
+    call: '',
+  }
 
   /** `timeoutMs` counts where a call names no deadline of its own. */
   constructor(wire: Wire, timeoutMs: number) {
@@ -94,26 +103,48 @@ export class WireHostComm implements GroupHost {
     return results.map((bytes) => decodeValue(bytes) as T)
   }
 
-  async allReduce<T extends Reducible>(
+  allReduce<T extends Reducible>(value: T, op: HostOp = 'sum', options: { inPlace?: boolean } & MeetOptions = NO_OPTIONS): Promise<T> {
+    const isArray = ARRAYS.has((value as { constructor?: unknown } | null)?.constructor)
+    return isArray && this.wire.reduce && isOp(op)
+      ? (this.#reduceArray(value as HostArray, op, options) as Promise<T>)
+      : this.#reduceValues(value, op, options)
+  }
+
+  /** On the way of the wire, and without a promise of its own where that is done at once. */
+  #reduceArray(value: HostArray, op: HostOp, options: { inPlace?: boolean } & MeetOptions): Promise<HostArray> {
+    const { inPlace = false, timeoutMs, signal } = options
+    const last = this.#last
+    if (last.kind !== value.constructor || last.length !== value.length || last.op !== op || last.inPlace !== inPlace) {
+      const call = `host.allReduce(${op}, ${reducibleKind(value)}${inPlace ? ', in place' : ''})`
+      this.#last = { kind: value.constructor, length: value.length, op, inPlace, call }
+    }
+    const { call } = this.#last
+    if (timeoutMs !== undefined || signal !== undefined) {
+      const refused = 'refusal' in offerOf(() => timeoutOf(timeoutMs ?? this.timeoutMs))
+      if (refused || signal?.aborted) return this.#reduceValues(value, op, options)
+    }
+    const result = inPlace ? value : value.slice()
+    try {
+      const pending = this.wire.reduce?.(result, op, call, () => this.#wait(call, options))
+      return pending ? announced(this.wire, pending).then(() => result) : Promise.resolve(result)
+    } catch (error) {
+      return announced(this.wire, Promise.reject(error))
+    }
+  }
+
+  async #reduceValues<T extends Reducible>(
     value: T,
-    op: HostOp = 'sum',
-    { inPlace = false, ...options }: { inPlace?: boolean } & MeetOptions = {},
+    op: HostOp,
+    { inPlace = false, ...options }: { inPlace?: boolean } & MeetOptions,
   ): Promise<T> {
     const call = `host.allReduce(${op}, ${reducibleKind(value) ?? describe(value)}${inPlace ? ', in place' : ''})`
-    if (typeof value === 'object' && this.wire.reduce && reducibleKind(value) !== null && isOp(op)) {
-      const result = (inPlace ? value : value.slice()) as T & WireArray
-      await announced(this.wire, this.wire.reduce(result, op, this.#wait(call, options)))
-      return result
-    }
     const offer = offerOf(() => {
       checkReducible(value, op)
       return encodeValue(value)
     })
     const results = await this.#collect(call, offer, options)
-    const sum = reduceHost(
-      results.map((bytes) => decodeValue(bytes) as T),
-      op,
-    )
+    const parts = results.map((bytes) => decodeValue(bytes) as T)
+    const sum = reduceHost(parts, op)
     if (!inPlace || typeof sum !== 'object') return sum
     ;(value as WireArray).set(sum as never)
     return value
@@ -173,6 +204,10 @@ export async function matched<P>(
   members: readonly number[] = wire.members,
 ): Promise<{ results: readonly Uint8Array[]; payload: P }> {
   wire.note(call)
+  if (signal?.aborted) {
+    stopped(wire, call, signal)
+    throw signal.reason
+  }
   const timed = offerOf(() => timeoutOf(timeoutMs))
   let mine: Offer<P> = 'refusal' in timed ? timed : offer
   let bytes: Uint8Array = NOTHING
@@ -204,6 +239,12 @@ export async function matched<P>(
   return { results: messages.map((message) => message.bytes), payload: (mine as { payload: P }).payload }
 }
 
+/** This rank has been told to stop before it could join: the others are not to wait for it. */
+function stopped(wire: Wire, call: string, { reason }: AbortSignal): void {
+  const rank = wire.members[wire.rank] as number
+  wire.fail({ code: 'ERR_RANK_FAILED', message: `Rank ${rank} failed: it was told to stop before ${call}: ${messageOf(reason)}`, rank })
+}
+
 interface Message {
   call: Uint8Array
   refused: boolean
@@ -211,6 +252,8 @@ interface Message {
 }
 
 const NOTHING = new Uint8Array(0)
+const NO_OPTIONS = {}
+const ARRAYS: ReadonlySet<unknown> = new Set([Int32Array, Uint32Array, BigInt64Array, BigUint64Array, Float32Array, Float64Array])
 const encoder = new TextEncoder()
 const decoder = new TextDecoder()
 

@@ -47,9 +47,10 @@ export interface Wire {
   pair(src: number, dst: number): Lane
   /**
    * Combines `array` over ranks, ranks ascending, in place, where the wire can do so faster than by an exchange; absent where it cannot.
-   * All ranks bring the same kind and length; `call` is compared.
+   * All ranks bring the same kind and length, and the same `call`. Undefined where it is done already, for the sake of a microsecond;
+   * `wait` is asked only where it is not.
    */
-  reduce?(array: WireArray, op: WireOp, wait: Wait): Promise<void>
+  reduce?(array: WireArray, op: WireOp, call: string, wait: () => Wait): Promise<void> | undefined
   /** One zeroed block for each rank, the caller's own, in memory that `reduce` need not copy; collective. Absent where there is none. */
   allocate?(byteLength: number, wait: Wait): Promise<Uint8Array>
   /** A wire for some members, by rank of this wire, in the new order; called by just those, all with the same `name`. */

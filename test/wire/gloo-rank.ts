@@ -97,7 +97,8 @@ async function checkReductions(job: Job, wire: Wire): Promise<number> {
     for (const op of ['sum', 'min', 'max'] as const) {
       for (const count of [0, 1, 7, 4096, 4097, 12_345, ...(kind === Float32Array ? [400_003] : [])]) {
         const array = numbersOf(seed, rank, kind, count)
-        await wire.reduce?.(array, op, waitFor(timeoutMs, `reduce(${op}, ${kind.name}[${count}])`))
+        const call = `reduce(${op}, ${kind.name}[${count}])`
+        await wire.reduce?.(array, op, call, () => waitFor(timeoutMs, call))
         const parts = Array.from({ length: size }, (_, r) => numbersOf(seed, r, kind, count))
         const expected = combined(parts, op)
         const at = array.findIndex((value: unknown, i: number) => value !== expected[i])
@@ -204,7 +205,7 @@ const scenarios: Record<string, (wire: Wire, job: Job) => Promise<unknown>> = {
   },
   async mismatch(wire, job) {
     const call = job.rank === 0 ? 'allReduce(a)' : 'allReduce(b)'
-    await wire.reduce?.(new Float32Array(10), 'sum', waitFor(job.timeoutMs, call))
+    await wire.reduce?.(new Float32Array(10), 'sum', call, () => waitFor(job.timeoutMs, call))
   },
 }
 

@@ -106,12 +106,12 @@ export class GlooWire implements Wire {
     return lane
   }
 
-  async reduce(array: WireArray, op: WireOp, wait: Wait): Promise<void> {
-    this.note(wait.call)
+  reduce(array: WireArray, op: WireOp, call: string, wait: () => Wait): Promise<void> | undefined {
+    this.note(call)
     const group = this.#control
-    if (!group) return
-    const signature = hash(`${wait.call}, ${op} of ${array.constructor.name}[${array.length}]`)
-    await this.#rounds.run('control', wait, (timeoutMs) => group.allReduce(array, OPS[op], timeoutMs, signature))
+    if (!group) return undefined
+    const signature = hash(`${call}, ${op} of ${array.constructor.name}[${array.length}]`)
+    return this.#rounds.run('control', wait(), (timeoutMs) => group.allReduce(array, OPS[op], timeoutMs, signature))
   }
 
   split(ranks: readonly number[], name: string, wait: Wait): Promise<GlooWire> {

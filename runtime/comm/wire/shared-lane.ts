@@ -71,6 +71,11 @@ export class SharedLane implements Lane {
     return this.inTurn(() => this.#exchange(bytes, wait))
   }
 
+  /** No round is under way. */
+  get idle(): boolean {
+    return this.#turns === 0
+  }
+
   /** Runs `round` once the rounds before it have ended. */
   inTurn<R>(round: () => Promise<R>): Promise<R> {
     this.#turns++

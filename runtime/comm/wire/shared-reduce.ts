@@ -1,5 +1,5 @@
 // All-reduce of arrays among ranks that share memory: by the addon in one call, else by loops here. The order of additions is the same.
-import { type Addon, ARRIVED, ELSEWHERE, MISMATCHED, type Reduce } from '../../core/addon.ts'
+import { type Addon, ARRIVED, ELSEWHERE, MISMATCHED, type Reduce, type ReduceResult } from '../../core/addon.ts'
 import type { Wait, WireArray, WireOp } from '../wire.ts'
 import { LINE, SIGNATURE } from './layout.ts'
 import type { LaneGroup, SharedLane } from './shared-lane.ts'
@@ -39,18 +39,23 @@ export class ArrayReducer {
     this.#regions.set(buffer, { number, blocks, native })
   }
 
-  /** The arrays of all members combined, in member order, into each member's own. */
-  reduce(array: WireArray, op: WireOp, wait: Wait): Promise<void> {
+  /** The arrays of all members combined, in member order, into each member's own; undefined where that is done already. */
+  reduce(array: WireArray, op: WireOp, wait: () => Wait): Promise<void> | undefined {
+    const lane = this.#lane
     const region = this.#regions.size > 0 ? this.#regions.get(array.buffer) : undefined
     const native = region ? region.native : this.#carry
-    return this.#lane.inTurn(() => (native ? this.#natively(native, array, OPS[op], wait) : this.#here(region, array, op, wait)))
+    if (!native) return lane.inTurn(() => this.#here(region, array, op, wait()))
+    if (!lane.idle) return lane.inTurn(() => this.#natively(native, array, OPS[op], wait()))
+    lane.check()
+    const result = native(array, OPS[op], NATIVE, lane.alarm, BLOCK_MICROSECONDS)
+    return result === ARRIVED ? undefined : lane.inTurn(() => this.#natively(native, array, OPS[op], wait(), result))
   }
 
-  async #natively(reduce: Reduce, array: WireArray, op: 0 | 1 | 2, wait: Wait): Promise<void> {
+  async #natively(reduce: Reduce, array: WireArray, op: 0 | 1 | 2, wait: Wait, begun?: ReduceResult): Promise<void> {
     const lane = this.#lane
-    lane.check()
-    for (;;) {
-      const result = reduce(array, op, NATIVE, lane.alarm, BLOCK_MICROSECONDS)
+    if (begun === undefined) lane.check()
+    for (let result = begun; ; result = undefined) {
+      result ??= reduce(array, op, NATIVE, lane.alarm, BLOCK_MICROSECONDS)
       if (result === ARRIVED) return
       if (result === MISMATCHED || result === ELSEWHERE) throw this.#group.mismatch()
       await lane.arrive(lane.counter[0] as number, wait)

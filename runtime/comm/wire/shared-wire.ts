@@ -138,8 +138,8 @@ export class SharedWire implements Wire, LaneGroup {
     return lane
   }
 
-  reduce(array: WireArray, op: WireOp, wait: Wait): Promise<void> {
-    this.note(wait.call)
+  reduce(array: WireArray, op: WireOp, call: string, wait: () => Wait): Promise<void> | undefined {
+    this.note(call)
     this.#arrays ??= new ArrayReducer(this.control, this, this.#place.addon)
     return this.#arrays.reduce(array, op, wait)
   }
