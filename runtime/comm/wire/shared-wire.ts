@@ -98,7 +98,9 @@ export class SharedWire implements Wire, LaneGroup {
     const memory = await place.memory(name, layoutOf(members.length).byteLength, rank === 0, wait)
     const { words } = memory
     try {
-      Atomics.compareExchange(words, HEADER.size, 0, members.length)
+      if (rank === 0) Atomics.compareExchange(words, HEADER.size, 0, members.length)
+      while (Atomics.load(words, HEADER.size) === 0 && performance.now() < wait.deadline)
+        await new Promise((resolve) => setTimeout(resolve, 1))
       const size = Atomics.load(words, HEADER.size)
       const refuse = (message: string): never => {
         new Board(words, size).fail({ code: 'ERR_ARGUMENT', message, rank })

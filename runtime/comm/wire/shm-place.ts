@@ -15,7 +15,7 @@ export function shmPlace(addon: Addon): SharedPlace {
     waiter: addon,
     addon,
     async memory(name, byteLength, lead, wait) {
-      const segment = lead ? create(addon, name, byteLength) : await open(addon, name, byteLength, wait)
+      const segment = (lead && create(addon, name, byteLength)) || (await open(addon, name, byteLength, wait))
       return placed(segment, lead)
     },
   }
@@ -26,12 +26,12 @@ export function segmentName(name: string): string {
   return `rankmesh-${name.replaceAll('.', '-')}`
 }
 
-/** A second one that leads finds the first one's segment, and fails to claim its rank there. */
-function create(addon: Addon, name: string, byteLength: number): Segment {
+/** Null for a second one that leads: it finds the first one's segment, and fails to claim its rank there. */
+function create(addon: Addon, name: string, byteLength: number): Segment | null {
   try {
     return addon.createSegment(segmentName(name), byteLength)
   } catch (cause) {
-    if (codeOf(cause) === 'EEXIST') return addon.openSegment(segmentName(name))
+    if (codeOf(cause) === 'EEXIST') return null
     throw new BackendUnavailableError(`No shared memory: ${cause instanceof Error ? cause.message : cause}`, { cause })
   }
 }
