@@ -158,13 +158,16 @@ export function moveCases(group: Group, brief: boolean): void {
   })
 
   it('barrier holds everybody until the last has come', async () => {
-    let entered = 0
-    await group.run(async ({ comm, rank }) => {
+    const times = await group.run(async ({ comm, rank }) => {
       if (rank === group.ranks - 1) await new Promise((resolve) => setTimeout(resolve, 20))
-      entered++
+      const entered = process.hrtime.bigint() // one clock for all threads and processes
       await comm.barrier()
-      expect(entered).toBe(group.ranks)
+      const left = process.hrtime.bigint()
       await comm.barrier()
+      return { entered, left }
     })
+    for (const [rank, { left }] of times.entries()) {
+      for (const [other, { entered }] of times.entries()) expect(left >= entered, `rank ${rank} left before ${other} came`).toBe(true)
+    }
   })
 }

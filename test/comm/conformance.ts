@@ -10,6 +10,7 @@ import { launchOver } from '../support/over-wire.ts'
 import { type Factors, pairwise, type Row } from '../support/pairwise.ts'
 import { Random, seed } from '../support/random.ts'
 import { fusedCases } from './conformance-fused.ts'
+import { groupCases } from './conformance-groups.ts'
 import { moveCases } from './conformance-move.ts'
 import { pointCases } from './conformance-point.ts'
 import { reduceCases } from './conformance-reduce.ts'
@@ -28,7 +29,10 @@ export interface GroupKind {
   live?(): number
 }
 
-/** A group under test: a kind with a number of ranks. */
+/**
+ * A group under test: a kind with a number of ranks. Its ranks may be in threads and processes, each of which then runs every case: what a
+ * body of a rank learns of other ranks it returns, as data.
+ */
 export interface Group {
   ranks: number
   place: readonly number[]
@@ -59,29 +63,38 @@ export function conformance(kinds: readonly GroupKind[]): void {
         }
         const start = seed()
         describe(`${ranks} ranks (seed ${start}, cases ${dealing})`, () => {
-          const share: Group['share'] = (factors) => pairwise(factors, new Random(dealing)).filter((_, i) => (i + turn) % SHARES === 0)
-          const group = groupOf(kind, place, new Random(start), share)
-          const brief = kind.brief ?? ranks === 64
-          reduceCases(group, brief)
-          moveCases(group, brief)
-          fusedCases(group, brief)
-          vectorCases(group, brief)
-          pointCases(group, brief)
+          const group = groupOf({ place, random: new Random(start), share: shareOf(dealing, turn) }, runOn(kind, place))
+          allCases(group, kind.brief ?? ranks === 64)
         })
       }
     })
   }
 }
 
-function groupOf(kind: GroupKind, place: readonly number[], random: Random, share: Group['share']): Group {
-  const devices = place.map((index) => kind.devices[index] as Device)
-  const group: Group = {
+/** Everything a group is tested with. */
+export function allCases(group: Group, brief: boolean): void {
+  reduceCases(group, brief)
+  moveCases(group, brief)
+  fusedCases(group, brief)
+  vectorCases(group, brief)
+  pointCases(group, brief)
+  groupCases(group)
+}
+
+/** The `turn`-th share of pairwise cases, the same for the same `dealing`. */
+export function shareOf(dealing: number, turn: number): Group['share'] {
+  return (factors) => pairwise(factors, new Random(dealing)).filter((_, i) => (i + turn) % SHARES === 0)
+}
+
+export function groupOf({ place, random, share }: Pick<Group, 'place' | 'random' | 'share'>, run: Group['run']): Group {
+  return {
     ranks: place.length,
     place,
     random,
     share,
+    run,
     async each(cases, body) {
-      const byRank = await group.run(async (context) => {
+      const byRank = await run(async (context) => {
         const results = []
         for (const one of cases) {
           try {
@@ -94,16 +107,20 @@ function groupOf(kind: GroupKind, place: readonly number[], random: Random, shar
       })
       return cases.map((_, i) => byRank.map((results) => results[i]!))
     },
-    async run(main) {
-      const before = kind.live?.()
-      const options = { ranks: place.length, devices, timeoutMs: 20_000 }
-      const results = await (kind.join ? launchOver(kind.join(place.length), options, main) : launch(options, main))
-      const after = kind.live?.()
-      if (before !== after) throw new Error(`${after} buffers are held after the program, ${before} before it`)
-      return results
-    },
   }
-  return group
+}
+
+/** Runs a program for all ranks of such a group, in this thread. */
+function runOn(kind: GroupKind, place: readonly number[]): Group['run'] {
+  const devices = place.map((index) => kind.devices[index] as Device)
+  const options = { ranks: place.length, devices, timeoutMs: 20_000 }
+  return async (main) => {
+    const before = kind.live?.()
+    const results = await (kind.join ? launchOver(kind.join(place.length), options, main) : launch(options, main))
+    const after = kind.live?.()
+    if (before !== after) throw new Error(`${after} buffers are held after the program, ${before} before it`)
+    return results
+  }
 }
 
 /** What poisoned memory holds; as a float of any width a small negative number or NaN, never what a sum gives. */
