@@ -3,6 +3,7 @@ import { ArgumentError } from '../core/errors.ts'
 import { formatReport } from '../model/report.ts'
 import { type RunOptions, runModel } from '../model/run.ts'
 import { fileFolder } from '../model/source-file.ts'
+import { discoverRank } from '../scheduler/discovery.ts'
 
 export interface GenerateArguments {
   model?: string
@@ -29,13 +30,14 @@ export async function generate(args: GenerateArguments): Promise<number> {
   if (model === undefined) throw new ArgumentError('Expected --model DIR, a Hugging Face model folder; see rankmesh --help')
   if ((prompt === undefined) === (chat === undefined))
     throw new ArgumentError('Expected either --prompt TEXT or --chat TEXT; see rankmesh --help')
+  const place = discoverRank(process.env) // one of many processes, where a launcher started them
   const stop = new AbortController()
   process.once('SIGINT', () => stop.abort(new ArgumentError('Interrupted')))
   const note = (text: string): void => void (quiet || process.stderr.write(text))
   const options: RunOptions = {
     folder: fileFolder(model),
     prompt: chat === undefined ? (prompt as string) : [{ role: 'user', content: chat }],
-    ranks: number(args.ranks, 'ranks') ?? 1,
+    ranks: number(args.ranks, 'ranks') ?? place?.size ?? 1,
     devices: args.device ?? ['webgpu'],
     ...(args.placement !== undefined && { placement: args.placement as 'local' }),
     maxNewTokens: number(args['max-tokens'], 'max-tokens') ?? DEFAULT_TOKENS,
@@ -56,6 +58,7 @@ export async function generate(args: GenerateArguments): Promise<number> {
     onText: (text) => void process.stdout.write(text),
   }
   const report = await runModel(options)
+  if (place && place.rank > 0) return 0
   process.stdout.write('\n')
   note(`\n${formatReport(report)}`)
   return 0

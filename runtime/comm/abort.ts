@@ -32,7 +32,7 @@ export async function announced<T>(wire: Wire, work: Promise<T>): Promise<T> {
   } catch (error) {
     if (isAbort(error) && !told.has(wire)) {
       told.add(wire)
-      announceAbort({ error, members: wire.members, calls: wire.record?.() ?? [] })
+      announceAbort({ error, members: wire.members, calls: wire.record() })
     }
     throw error
   }

@@ -64,7 +64,7 @@ export interface Wire {
   /** The last calls of each rank, as far as this one can see them. */
   history(): string
   /** By rank, the last calls that are known here, oldest first. */
-  record?(): readonly (readonly string[])[]
+  record(): readonly (readonly string[])[]
   /** Ends the group: what any rank waits for or starts later throws an error of this code and message that names `rank` (in the world). */
   fail(failure: { code: 'ERR_RANK_FAILED' | 'ERR_TIMEOUT'; message: string; rank: number }): void
   /** This rank takes part no more: rounds it has joined still complete, for those it has not the others get ERR_RANK_FAILED. */

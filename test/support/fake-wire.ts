@@ -91,6 +91,10 @@ export class FakeWire implements Wire {
     return this.calls.join(', ')
   }
 
+  record(): string[][] {
+    return this.members.map((_, rank) => (rank === this.rank ? this.calls : []))
+  }
+
   fail({ code, message, rank }: Parameters<Wire['fail']>[0]): void {
     if (this.#shared.failure) return
     this.#shared.failure = code === 'ERR_TIMEOUT' ? new TimeoutError(message, { rank }) : new RankFailedError(message, { rank })

@@ -245,6 +245,10 @@ export class MemoryWire implements Wire {
     return this.#group.calls.map((calls, i) => `rank ${this.members[i]}: ${calls.join(', ') || 'none'}`).join('; ')
   }
 
+  record(): string[][] {
+    return this.#group.calls
+  }
+
   fail({ code, message, rank }: { code: 'ERR_RANK_FAILED' | 'ERR_TIMEOUT'; message: string; rank: number }): void {
     this.#group.fail(code === 'ERR_TIMEOUT' ? new TimeoutError(message, { rank }) : new RankFailedError(message, { rank }))
   }

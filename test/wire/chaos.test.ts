@@ -104,6 +104,24 @@ for (const kind of KINDS) {
         expect(errors[rank]).toMatchObject({ code: 'ERR_RANK_FAILED', rank: 1, message: expect.stringMatching(/told to stop/) })
     })
 
+    it('an abort is one event on each rank, with the last 256 calls of all', async () => {
+      const { outcomes } = start(kind, { size: 3, scenario: 'event' })
+      for (const [rank, outcome] of (await outcomes).entries()) {
+        if (rank === 1) continue
+        const { code, events } = (outcome as { value: { code: string; events: unknown[] } }).value
+        expect(code).toBe('ERR_RANK_FAILED')
+        expect(events).toHaveLength(1)
+        expect(events[0]).toMatchObject({ message: expect.stringMatching(/Rank 1 failed: on purpose/), members: [0, 1, 2] })
+        const { calls } = events[0] as { calls: [number, string][] }
+        for (const [index, [count, last]] of calls.entries()) {
+          expect(count).toBe(256)
+          expect(last).toMatch(
+            index === 1 ? /#299 host\.allReduce\(sum, Int32Array\[299\]\)/ : /host\.(barrier\(\)|allReduce\(sum, Int32Array\[299\]\))/,
+          )
+        }
+      }
+    })
+
     it('a rank that never starts: ERR_TIMEOUT that names it', async () => {
       const errors = await errorsOf({ size: 3, ranks: [{ rank: 0 }, { rank: 2 }], scenario: 'splits', timeoutMs: 700 })
       for (const error of errors) expect(error).toMatchObject({ code: 'ERR_TIMEOUT', rank: 1 })

@@ -1,7 +1,10 @@
 // What ranks of test programs do, by name. Each rank checks what it gets itself and throws where it is wrong.
+import { subscribe } from 'node:diagnostics_channel'
+import { ABORT_CHANNEL, type AbortEvent } from '../../runtime/comm/abort.ts'
 import type { HostArray, HostOp } from '../../runtime/comm/host.ts'
 import { waitFor } from '../../runtime/comm/wire.ts'
 import type { WireHostComm } from '../../runtime/comm/wire-host.ts'
+import { RankFailedError } from '../../runtime/core/errors.ts'
 import { Random } from '../support/random.ts'
 
 type Scenario<D> = (host: WireHostComm, data: D) => Promise<unknown>
@@ -257,6 +260,30 @@ export const scenarios: Record<string, Scenario<never>> = {
       await sleep(500)
     }
     for (;;) await host.allReduce(new Int32Array(3), 'sum', timeoutMs === undefined ? {} : { timeoutMs })
+  },
+
+  /** 300 different calls, then rank 1 fails; what the event of that carries. */
+  async event(host) {
+    const events: AbortEvent[] = []
+    subscribe(ABORT_CHANNEL, (event) => void events.push(event as AbortEvent))
+    for (let i = 0; i < 300; i++) await host.allReduce(new Int32Array(i))
+    if (host.rank === 1) {
+      host.end(new RankFailedError('Rank 1 failed: on purpose', { rank: 1 }))
+      throw new Error('on purpose')
+    }
+    const code = await host.barrier().then(
+      () => 'none',
+      (error) => error.code,
+    )
+    await host.barrier().catch(() => {})
+    return {
+      code,
+      events: events.map(({ error, members, calls }) => ({
+        message: error.message,
+        members,
+        calls: calls.map((list) => [list.length, list.at(-1)]),
+      })),
+    }
   },
 
   /** Collectives for ever, until somebody dies. */

@@ -141,6 +141,10 @@ export class GlooWire implements Wire {
     return this.#board.history()
   }
 
+  record(): string[][] {
+    return this.#board.calls()
+  }
+
   fail(failure: Failure): void {
     void this.#board.end(failure)
     this.#board.endHere(failure)

@@ -105,6 +105,12 @@ class HybridWire implements Wire {
     return `${this.#local.history()}; of all ranks: ${this.#across.history()}`
   }
 
+  /** All that the ranks of this node have called, and what others have told. */
+  record(): readonly (readonly string[])[] {
+    const [here, told] = [this.#local.record(), this.#across.record()]
+    return this.members.map((_, rank) => here[this.#mine.indexOf(rank)] ?? told[rank] ?? [])
+  }
+
   fail(failure: Parameters<Wire['fail']>[0]): void {
     for (const level of this.#levels) level.fail(failure)
   }

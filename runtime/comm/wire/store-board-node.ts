@@ -125,6 +125,11 @@ export class StoreBoard {
     return this.#members.map((name, rank) => `rank ${name}: ${told(rank)}`).join('; ')
   }
 
+  /** By rank: all calls that are known, this rank's own and what others have told. */
+  calls(): string[][] {
+    return this.#members.map((_, rank) => (rank === this.#rank ? this.record.calls() : [...(this.#told.get(rank) ?? [])]))
+  }
+
   close(): void {
     for (const stop of this.#stop) stop()
   }
