@@ -18,11 +18,13 @@ namespace {
 using Clock = std::chrono::steady_clock;
 using std::chrono::nanoseconds;
 
-/** Looks before a thread sleeps: a few microseconds where that has helped, else one, as where ranks share a core. */
+/** Looks before a thread gives its processor away: a few microseconds where that has helped, else few, as where ranks share a core. */
 constexpr uint32_t kMostSpins = 400;
-constexpr uint32_t kLeastSpins = 50;
+constexpr uint32_t kLeastSpins = 8;
 /** One wait of so many tries whether looking longer helps again. */
-constexpr uint32_t kRetry = 16;
+constexpr uint32_t kRetry = 128;
+/** Times that it lets others run before it sleeps: where ranks share a core, the one it waits for is most likely next, and a wake-up dear. */
+constexpr int kYields = 20;
 
 thread_local uint32_t patience = kMostSpins;
 thread_local uint32_t waits = 0;
@@ -131,14 +133,17 @@ Result Wait(const Lane& lane, int32_t epoch, int32_t alarm, nanoseconds most, co
     }
   }
   patience = std::max(patience / 2, kLeastSpins);
+  MoveAwayFrom(lane.Line(member));
+  for (int yields = 0; yields < kYields; yields++) {
+    std::this_thread::yield();
+    if (arrived()) return Result::kArrived;
+  }
   const auto end = Clock::now() + std::clamp<nanoseconds>(most, nanoseconds(0), std::chrono::hours(24));
   while (!arrived()) {
     if (At(lane.alarm).load(kLoad) != alarm) return Result::kAlarmed;
     const auto left = std::chrono::duration_cast<nanoseconds>(end - Clock::now());
     if (left.count() <= 0 || (stop && stop->load())) return Result::kExpired;
     int32_t* const line = lane.Line(member);
-    MoveAwayFrom(line);
-    if (arrived()) break;
     At(line + 1).fetch_add(1, std::memory_order_seq_cst);
     const int32_t seen = At(line).load(kLoad);
     if (!Reached(seen, epoch)) Sleep(line, seen, std::min(left, kSlice));
