@@ -2,13 +2,14 @@
 import * as bandwidth from './bandwidth.mjs'
 import * as crossings from './crossings.mjs'
 import * as fused from './fused.mjs'
+import * as host from './host.mjs'
 import * as invariant from './invariant.mjs'
 import * as moe from './moe.mjs'
 import * as patterns from './patterns.mjs'
 import * as peers from './peers.mjs'
 import * as ranks from './ranks.mjs'
 
-const BENCHMARKS = { ranks, invariant, fused, patterns, moe, bandwidth, crossings, peers }
+const BENCHMARKS = { ranks, invariant, fused, patterns, moe, bandwidth, crossings, host, peers }
 const names = process.argv.slice(2)
 
 if (names.length === 0) {
