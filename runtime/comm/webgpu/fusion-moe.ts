@@ -2,7 +2,7 @@
 import { dtypeSize } from '../../core/dtype.ts'
 import { ArgumentError } from '../../core/errors.ts'
 import type { Tensor } from '../../core/tensor.ts'
-import { expectDims, expectDType, expectShape } from '../../device/webgpu/checks.ts'
+import { expectDims, expectDType, expectShape } from '../../device/checks.ts'
 import type { Range } from '../../device/webgpu/commands.ts'
 import { castRange, floatType, type Operand, withQuads, withScratch } from '../../device/webgpu/launch.ts'
 import type { DeviceComm } from '../device-comm.ts'

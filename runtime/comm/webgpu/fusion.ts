@@ -2,7 +2,7 @@
 import type { DType } from '../../core/dtype.ts'
 import { ArgumentError, BackendUnavailableError, invalidArgument } from '../../core/errors.ts'
 import type { Tensor } from '../../core/tensor.ts'
-import { expectDims, expectDType, expectShape } from '../../device/webgpu/checks.ts'
+import { expectDims, expectDType, expectShape } from '../../device/checks.ts'
 import { floatType, type Operand } from '../../device/webgpu/launch.ts'
 import { writableStorage } from '../../device/webgpu/pool.ts'
 import type { DeviceComm } from '../device-comm.ts'

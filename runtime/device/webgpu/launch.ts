@@ -1,13 +1,15 @@
 // From tensors to a recorded dispatch: ranges, grids, aliases, rows of odd length. What all operations of the device share.
 import { type DType, dtypeSize } from '../../core/dtype.ts'
-import { DTypeError } from '../../core/errors.ts'
 import type { Tensor } from '../../core/tensor.ts'
+import { floatType } from '../checks.ts'
 import type { Command, Range } from './commands.ts'
 import { span } from './encoder.ts'
 import type { Gpu } from './gpu.ts'
 import type { Variant } from './kernel.ts'
 import { type GpuStorage, gpuStorage } from './pool.ts'
 import type { Prelude, WeightPrelude } from './shaders.ts'
+
+export { elementType, type FloatType, floatType } from '../checks.ts'
 
 /** Who records: a rank's lane, or the stream that serves all ranks of a device. */
 export interface Sink {
@@ -17,25 +19,6 @@ export interface Sink {
 
 export function laneSink(gpu: Gpu, lane: number): Sink {
   return { gpu, record: (command) => gpu.recorder.record(lane, command) }
-}
-
-/** Element types that are floats in both roles. */
-export type FloatType = 'f32' | 'bf16' | 'f16'
-
-const FLOATS: Partial<Record<DType, FloatType>> = { float32: 'f32', bfloat16: 'bf16', float16: 'f16' }
-const INTEGERS: Partial<Record<DType, 'i32' | 'u32'>> = { int32: 'i32', uint32: 'u32' }
-
-/** The WGSL element type of a float dtype; others throw ERR_DTYPE. */
-export function floatType(dtype: DType, what: string): FloatType {
-  const type = FLOATS[dtype]
-  if (!type) throw new DTypeError(`Expected float32, bfloat16 or float16 for ${what} but received ${dtype}; cast it first`)
-  return type
-}
-
-export function elementType(dtype: DType, what: string): FloatType | 'i32' | 'u32' {
-  const type = FLOATS[dtype] ?? INTEGERS[dtype]
-  if (!type) throw new DTypeError(`Expected float32, bfloat16, float16, int32 or uint32 for ${what} but received ${dtype}; cast it first`)
-  return type
 }
 
 export function storageOf(gpu: Gpu, tensor: Tensor): GpuStorage {

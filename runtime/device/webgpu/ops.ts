@@ -1,12 +1,24 @@
 // The compute operations of a WebGPU device: each checks its operands, then records its kernels.
 import { type DType, dtypeSize } from '../../core/dtype.ts'
-import { checkInteger, invalidArgument, ShapeError } from '../../core/errors.ts'
-import { formatShape, type Shape, sizeOf } from '../../core/shape.ts'
+import { type Shape, sizeOf } from '../../core/shape.ts'
 import { Tensor } from '../../core/tensor.ts'
+import { checkEps, expectDType, expectShape } from '../checks.ts'
 import type { Attention, RopeAppend } from '../device.ts'
-import { checkCache, checkEps, checkHeads, expectDims, expectDType, expectShape, lastDim } from './checks.ts'
+import {
+  checkAdd,
+  checkAttention,
+  checkCast,
+  checkCopy,
+  checkEmbedding,
+  checkMatmul,
+  checkRmsNorm,
+  checkRope,
+  checkSiluMul,
+  checkSoftmax,
+  checkTopK,
+} from '../operands.ts'
 import type { WebGpuDevice } from './device.ts'
-import { castRange, copyBytes, dispatch, elementType, f32, floatType, grid, operand, rangeOf, storageOf, withQuads } from './launch.ts'
+import { castRange, copyBytes, dispatch, f32, floatType, grid, operand, rangeOf, storageOf, withQuads } from './launch.ts'
 import { writableStorage } from './pool.ts'
 import type { Prelude } from './shaders.ts'
 
@@ -14,8 +26,6 @@ export { checkEps, expectDType, expectShape }
 
 /** From how many tokens on a product is tiled, where the adapter suits that. */
 const TILED_TOKENS = 5
-/** Widest attention head: 64 quads. */
-const MAX_HEAD = 256
 
 export function embedding(
   device: WebGpuDevice,
@@ -23,13 +33,7 @@ export function embedding(
   table: Tensor,
   { first = 0, dtype = 'float32', out }: { first?: number; dtype?: DType; out?: Tensor } = {},
 ): Tensor {
-  expectDType(ids, 'uint32', 'ids')
-  expectDims(ids, 1, 'ids')
-  expectDims(table, 2, 'table')
-  checkInteger('first', first, 0, 2 ** 32 - 1)
-  const weight = floatType(table.dtype, 'table')
-  const element = floatType(out?.dtype ?? dtype, 'the embedding')
-  const [tokens, n] = [ids.size, table.shape[1] as number]
+  const { tokens, n, rows, weight, element } = checkEmbedding(ids, table, first, out?.dtype ?? dtype)
   const y = result(device, [ids, table], out, [tokens, n], out?.dtype ?? dtype)
   if (y.size === 0) return y
   const scalar = n % 4 !== 0
@@ -44,7 +48,7 @@ export function embedding(
       constants: { WG },
     }
     const groups = grid(Math.ceil((tokens * quads) / WG))
-    dispatch(sink, variant, [rangeOf(gpu, ids), from!, to!], [tokens, quads, table.shape[0] as number], groups, first)
+    dispatch(sink, variant, [rangeOf(gpu, ids), from!, to!], [tokens, quads, rows], groups, first)
   })
   return y
 }
@@ -55,19 +59,7 @@ export function matmul(
   w: Tensor,
   { bias, out }: { bias?: Tensor | undefined; out?: Tensor } = {},
 ): Tensor {
-  expectDims(x, 2, 'x')
-  expectDims(w, 2, 'w')
-  const [tokens, k] = x.shape as [number, number]
-  const [outs, wk] = w.shape as [number, number]
-  if (k !== wk)
-    throw new ShapeError(`Expected x [tokens, k] and w [outs, k] but received ${formatShape(x.shape)} and ${formatShape(w.shape)}`)
-  if (bias) {
-    expectDType(bias, 'float32', 'bias')
-    expectShape(bias, [outs], 'bias')
-  }
-  const element = floatType(x.dtype, 'x')
-  const weight = floatType(w.dtype, 'w')
-  if (k === 0) throw new ShapeError('Expected at least one column in x and w but received 0')
+  const { tokens, k, outs, element, weight } = checkMatmul(x, w, bias)
   const y = result(device, bias ? [x, w, bias] : [x, w], out, [tokens, outs], 'float32')
   if (y.size === 0) return y
   const scalar = k % 4 !== 0
@@ -99,15 +91,7 @@ export function matmul(
 
 export function ropeAppend(device: WebGpuDevice, x: Tensor, options: RopeAppend): Tensor {
   const { table, keys, values, heads, kvHeads, dim, start, out } = options
-  expectDims(x, 2, 'x')
-  const tokens = x.shape[0] as number
-  expectShape(x, [tokens, (heads + 2 * kvHeads) * dim], 'x (heads + 2 * kvHeads wide)')
-  checkHeads(heads, kvHeads, dim)
-  checkCache(keys, values, kvHeads, dim, start, tokens)
-  if (table.shape.length !== 3 || (table.shape[0] as number) < start + tokens || table.shape[1] !== dim / 2 || table.shape[2] !== 2) {
-    throw new ShapeError(`Expected a table of [at least ${start + tokens}, ${dim / 2}, 2] but received ${formatShape(table.shape)}`)
-  }
-  for (const [name, tensor] of Object.entries({ x, table, keys, values })) expectDType(tensor, 'float32', name)
+  const tokens = checkRope(x, options)
   for (const cache of [keys, values]) writableStorage(device.gpu.pool, cache.storage)
   const y = result(device, [x, table], out, [tokens, heads * dim], 'float32')
   if (tokens === 0) return y
@@ -121,16 +105,7 @@ export function ropeAppend(device: WebGpuDevice, x: Tensor, options: RopeAppend)
 
 export function attention(device: WebGpuDevice, q: Tensor, options: Attention): Tensor {
   const { keys, values, heads, kvHeads, dim, start, window = 0, scale = 1 / Math.sqrt(dim), out } = options
-  checkHeads(heads, kvHeads, dim)
-  if (dim % 4 !== 0 || dim > MAX_HEAD)
-    throw new ShapeError(`Expected a head size that is a multiple of 4 up to ${MAX_HEAD} but received ${dim}`)
-  checkInteger('window', window, 0, 2 ** 32 - 1)
-  if (!Number.isFinite(scale)) throw invalidArgument('scale', 'a finite number', scale)
-  expectDims(q, 2, 'q')
-  const tokens = q.shape[0] as number
-  expectShape(q, [tokens, heads * dim], 'q')
-  checkCache(keys, values, kvHeads, dim, start, tokens)
-  for (const [name, tensor] of Object.entries({ q, keys, values })) expectDType(tensor, 'float32', name)
+  const tokens = checkAttention(q, options, window, scale)
   const y = result(device, [q, keys, values], out, [tokens, heads * dim], 'float32')
   if (tokens === 0) return y
   const { sink, gpu } = device
@@ -143,11 +118,7 @@ export function attention(device: WebGpuDevice, q: Tensor, options: Attention): 
 }
 
 export function siluMul(device: WebGpuDevice, x: Tensor, { out }: { out?: Tensor } = {}): Tensor {
-  expectDims(x, 2, 'x')
-  const [rows, both] = x.shape as [number, number]
-  if (both % 2 !== 0) throw new ShapeError(`Expected x [rows, 2n], gate beside up, but received ${formatShape(x.shape)}`)
-  const n = both / 2
-  floatType(x.dtype, 'x')
+  const { rows, n } = checkSiluMul(x)
   const y = result(device, [x], out, [rows, n], x.dtype)
   rowKernel(device, 'silu_mul', [x], y, n, (quads) => ({ params: [rows, quads], flat: rows * quads }))
   return y
@@ -159,13 +130,8 @@ export function rmsNorm(
   weight: Tensor,
   { eps = 1e-6, zeroCentered = false, out }: { eps?: number; zeroCentered?: boolean; out?: Tensor } = {},
 ): Tensor {
-  const n = lastDim(x, 'x')
-  expectShape(weight, [n], 'weight')
-  expectDType(weight, x.dtype, 'weight')
-  checkEps(eps)
-  floatType(x.dtype, 'x')
+  const { rows, n } = checkRmsNorm(x, weight, eps)
   const y = result(device, [x, weight], out, x.shape, x.dtype)
-  const rows = n === 0 ? 0 : x.size / n
   rowKernel(device, 'rms_norm', [x, weight], y, n, (quads) => ({
     params: [rows, quads, n, f32(eps)],
     rows,
@@ -175,9 +141,7 @@ export function rmsNorm(
 }
 
 export function add(device: WebGpuDevice, a: Tensor, b: Tensor, { out }: { out?: Tensor } = {}): Tensor {
-  expectShape(b, a.shape, 'b')
-  expectDType(b, a.dtype, 'b')
-  const element = elementType(a.dtype, 'a')
+  const element = checkAdd(a, b)
   const y = result(device, [a, b], out, a.shape, a.dtype)
   if (y.size === 0) return y
   const { sink, gpu } = device
@@ -190,8 +154,7 @@ export function add(device: WebGpuDevice, a: Tensor, b: Tensor, { out }: { out?:
 }
 
 export function softmax(device: WebGpuDevice, x: Tensor, { out }: { out?: Tensor } = {}): Tensor {
-  expectDType(x, 'float32', 'x')
-  const n = lastDim(x, 'x')
+  const n = checkSoftmax(x)
   const y = result(device, [x], out, x.shape, 'float32')
   if (y.size === 0) return y
   const rows = x.size / n
@@ -201,14 +164,10 @@ export function softmax(device: WebGpuDevice, x: Tensor, { out }: { out?: Tensor
 }
 
 export function topK(device: WebGpuDevice, x: Tensor, k: number, outIndices?: Tensor): { values: Tensor; indices: Tensor } {
-  expectDType(x, 'float32', 'x')
-  const n = lastDim(x, 'x')
-  if (n === 0) throw new ShapeError(`Expected at least one value in each row of x but received ${formatShape(x.shape)}`)
-  checkInteger('k', k, 1, n)
+  const { rows, n } = checkTopK(x, k)
   const shape = [...x.shape.slice(0, -1), k]
   const indices = result(device, [x], outIndices, shape, 'uint32')
   const values = Tensor.empty(shape, { device })
-  const rows = x.size / n
   const { sink, gpu } = device
   if (rows > 0) {
     const ranges = [x, values, indices].map((tensor) => rangeOf(gpu, tensor))
@@ -218,8 +177,7 @@ export function topK(device: WebGpuDevice, x: Tensor, k: number, outIndices?: Te
 }
 
 export function cast(device: WebGpuDevice, x: Tensor, dtype: DType, { out }: { out?: Tensor } = {}): Tensor {
-  const weight = floatType(x.dtype, 'x')
-  const element = floatType(dtype, 'the result of cast')
+  const { from: weight, to: element } = checkCast(x, dtype)
   const y = result(device, [x], out, x.shape, dtype)
   if (y.size === 0) return y
   const { sink, gpu } = device
@@ -228,8 +186,7 @@ export function cast(device: WebGpuDevice, x: Tensor, dtype: DType, { out }: { o
 }
 
 export function copy(device: WebGpuDevice, from: Tensor, to: Tensor): void {
-  expectDType(to, from.dtype, 'to')
-  if (from.size !== to.size) throw new ShapeError(`Expected ${from.size} elements for to but received ${formatShape(to.shape)}`)
+  checkCopy(from, to)
   const { sink, gpu } = device
   checkUsable(device, [from])
   writableStorage(gpu.pool, to.storage)

@@ -1,8 +1,8 @@
 // What operations demand of their operands: shapes, element types, and the numbers that go with them.
-import type { DType } from '../../core/dtype.ts'
-import { checkInteger, DTypeError, invalidArgument, ShapeError } from '../../core/errors.ts'
-import { formatShape, type Shape, sameShape } from '../../core/shape.ts'
-import type { Tensor } from '../../core/tensor.ts'
+import type { DType } from '../core/dtype.ts'
+import { checkInteger, DTypeError, invalidArgument, ShapeError } from '../core/errors.ts'
+import { formatShape, type Shape, sameShape } from '../core/shape.ts'
+import type { Tensor } from '../core/tensor.ts'
 
 export function checkHeads(heads: number, kvHeads: number, dim: number): void {
   checkInteger('heads', heads, 1)
@@ -45,4 +45,23 @@ export function expectShape(tensor: Tensor, shape: Shape, name: string): void {
 
 export function expectDType(tensor: Tensor, dtype: DType, name: string): void {
   if (tensor.dtype !== dtype) throw new DTypeError(`Expected ${dtype} for ${name} but received ${tensor.dtype}; cast it first`)
+}
+
+/** Element types that are floats in both roles. */
+export type FloatType = 'f32' | 'bf16' | 'f16'
+
+const FLOATS: Partial<Record<DType, FloatType>> = { float32: 'f32', bfloat16: 'bf16', float16: 'f16' }
+const INTEGERS: Partial<Record<DType, 'i32' | 'u32'>> = { int32: 'i32', uint32: 'u32' }
+
+/** A float dtype as kernels call it; others throw ERR_DTYPE. */
+export function floatType(dtype: DType, what: string): FloatType {
+  const type = FLOATS[dtype]
+  if (!type) throw new DTypeError(`Expected float32, bfloat16 or float16 for ${what} but received ${dtype}; cast it first`)
+  return type
+}
+
+export function elementType(dtype: DType, what: string): FloatType | 'i32' | 'u32' {
+  const type = FLOATS[dtype] ?? INTEGERS[dtype]
+  if (!type) throw new DTypeError(`Expected float32, bfloat16, float16, int32 or uint32 for ${what} but received ${dtype}; cast it first`)
+  return type
 }
