@@ -8,7 +8,7 @@ import { parseRope, type RopeScaling } from './rope.ts'
 export { ropeFrequencies } from './rope.ts'
 export type { RopeScaling }
 
-export type ModelType = 'llama' | 'mistral' | 'qwen2'
+export type ModelType = 'llama' | 'mistral' | 'qwen2' | 'qwen3'
 
 export interface LlamaConfig {
   readonly modelType: ModelType
@@ -34,6 +34,8 @@ export interface LlamaConfig {
   /** The projection after attention has a bias. */
   readonly outBias: boolean
   readonly mlpBias: boolean
+  /** Each head of q and k is normed, with weights of its own, before it turns. */
+  readonly qkNorm: boolean
   /** A position sees itself and the `slidingWindow - 1` before it; null: all before it. The same in every layer. */
   readonly slidingWindow: number | null
   /** What the weights say they are stored as; null where the file does not say. Each tensor carries its own. */
@@ -47,6 +49,7 @@ const ARCHITECTURES: Readonly<Record<ModelType, string>> = {
   llama: 'LlamaForCausalLM',
   mistral: 'MistralForCausalLM',
   qwen2: 'Qwen2ForCausalLM',
+  qwen3: 'Qwen3ForCausalLM',
 }
 const READ = Object.entries(ARCHITECTURES)
   .map(([type, architecture]) => `${type} (${architecture})`)
@@ -68,7 +71,7 @@ export function parseConfig(json: unknown): LlamaConfig {
   if (heads % kvHeads !== 0) throw badConfig('num_key_value_heads', `a divisor of num_attention_heads (${heads})`, kvHeads)
   const layers = integer(json, 'num_hidden_layers', 1, MAX_LAYERS)
   const vocabSize = integer(json, 'vocab_size', 1, MAX_VOCAB)
-  const attentionBias = modelType === 'llama' && flag(json, 'attention_bias')
+  const attentionBias = (modelType === 'llama' || modelType === 'qwen3') && flag(json, 'attention_bias')
   const eosTokenIds = parseTokenIds('eos_token_id', own(json, 'eos_token_id'), vocabSize)
   const bosTokenIds = parseTokenIds('bos_token_id', own(json, 'bos_token_id'), vocabSize)
   const { theta: ropeTheta, scaling: ropeScaling } = parseRope(json)
@@ -79,7 +82,7 @@ export function parseConfig(json: unknown): LlamaConfig {
     layers,
     heads,
     kvHeads,
-    headDim: parseHeadDim(json, hiddenSize, heads),
+    headDim: parseHeadDim(json, modelType, hiddenSize, heads),
     vocabSize,
     rmsNormEps: number(json, 'rms_norm_eps', (x) => x > 0 && x < 1, 'a number between 0 and 1', 1e-6),
     ropeTheta,
@@ -89,6 +92,7 @@ export function parseConfig(json: unknown): LlamaConfig {
     qkvBias: attentionBias || modelType === 'qwen2',
     outBias: attentionBias,
     mlpBias: modelType === 'llama' && flag(json, 'mlp_bias'),
+    qkNorm: modelType === 'qwen3',
     slidingWindow: parseSlidingWindow(json, modelType, layers),
     dtype: parseDType(json),
     bosTokenId: bosTokenIds[0] ?? null,
@@ -130,11 +134,13 @@ function refuseUnread(json: JsonObject): void {
   }
 }
 
-function parseHeadDim(json: JsonObject, hiddenSize: number, heads: number): number {
-  if ((own(json, 'head_dim') ?? null) === null && hiddenSize % heads !== 0) {
+function parseHeadDim(json: JsonObject, modelType: ModelType, hiddenSize: number, heads: number): number {
+  // A qwen3 config without the key means 128: that is the default of its format.
+  const fallback = modelType === 'qwen3' ? 128 : hiddenSize / heads
+  if ((own(json, 'head_dim') ?? null) === null && !Number.isInteger(fallback)) {
     throw badConfig('hidden_size', `a multiple of num_attention_heads (${heads}), as head_dim is not given,`, hiddenSize)
   }
-  const headDim = integer(json, 'head_dim', 2, MAX_SIZE, hiddenSize / heads)
+  const headDim = integer(json, 'head_dim', 2, MAX_SIZE, fallback)
   if (headDim % 2 !== 0) throw badConfig('head_dim', 'an even number', headDim)
   return headDim
 }
@@ -147,7 +153,7 @@ function parseSlidingWindow(json: JsonObject, modelType: ModelType, layers: numb
   return hasWindow(json, layers) ? integer(json, 'sliding_window', 1, MAX_POSITION) : null
 }
 
-/** Whether all layers of a qwen2 model have the window (true) or none has (false); models whose layers differ are refused. */
+/** Whether all layers of a qwen2 or qwen3 model have the window (true) or none has (false); models whose layers differ are refused. */
 function hasWindow(json: JsonObject, layers: number): boolean {
   const first = integer(json, 'max_window_layers', 0, Number.MAX_SAFE_INTEGER, 28)
   const types = own(json, 'layer_types') ?? Array.from({ length: layers }, (_, i) => (i < first ? 'full_attention' : 'sliding_attention'))

@@ -4,7 +4,7 @@ import { ModelFormatError } from '../core/errors.ts'
 import type { Tensor } from '../core/tensor.ts'
 import { type Span, slotsOf } from '../core/tree.ts'
 import type { Device } from '../device/device.ts'
-import { type KvCache, ParallelAttention } from '../nn/attention.ts'
+import { type HeadNorms, type KvCache, ParallelAttention } from '../nn/attention.ts'
 import { type BlockCut, blockCut, ColumnParallelLinear, RowParallelLinear } from '../nn/linear.ts'
 import { ParallelMlp } from '../nn/mlp.ts'
 import type { Norm } from '../nn/partial.ts'
@@ -44,6 +44,8 @@ export interface LlamaParts {
   finalNorm: Norm
   head: VocabParallelHead
   workspace: Workspace<Buffers>
+  /** What normed heads need besides. */
+  scratch: HeadNorms['scratch'] | undefined
   tensors: Tensor[]
 }
 
@@ -89,6 +91,7 @@ export async function loadParts(context: PartsContext, maxTokens: number): Promi
   const tableRows = await reader.rows(vocab('model.embed_tokens.weight'), shards.vocabRows)
   const headRows = config.tieEmbeddings ? tableRows : await reader.rows(vocab(headName(weights)), shards.vocabRows)
   const rope = await reader.shared([capacity, dim / 2, 2], () => ropeTable(config, capacity))
+  const scratch = config.qkNorm ? await headScratch(comm, maxTokens, shard, dim) : undefined
   const layers: Layer[] = []
   for (let i = 0; i < config.layers; i++) {
     const name = `model.layers.${i}`
@@ -100,7 +103,7 @@ export async function loadParts(context: PartsContext, maxTokens: number): Promi
     layers.push({
       attentionNorm: await norm(`${name}.input_layernorm.weight`),
       mlpNorm: await norm(`${name}.post_attention_layernorm.weight`),
-      attention: await loadAttention(context, `${name}.self_attn`, rope),
+      attention: await loadAttention(context, `${name}.self_attn`, rope, scratch),
       mlp: await loadMlp(context, `${name}.mlp`),
       cache: { keys: await cache(), values: await cache() },
     })
@@ -126,6 +129,7 @@ export async function loadParts(context: PartsContext, maxTokens: number): Promi
     finalNorm,
     head: new VocabParallelHead(comm, device, headRows, { block: cuts?.block }),
     workspace,
+    scratch,
     tensors: reader.tensors,
   }
 }
@@ -134,8 +138,9 @@ async function loadAttention(
   { config, shards, cuts, reader, comm, device }: PartsContext,
   name: string,
   rope: Tensor,
+  scratch: HeadNorms['scratch'] | undefined,
 ): Promise<ParallelAttention> {
-  const { hiddenSize: hidden, heads, kvHeads, headDim: dim } = config
+  const { hiddenSize: hidden, heads, kvHeads, headDim: dim, rmsNormEps: eps } = config
   const shard = shards.ranks[comm.rank] as RankShard
   const part = (kind: 'q' | 'k' | 'v', leaf: string, columns: number[]): Part => {
     const [count, span] = kind === 'q' ? [heads, shard.heads] : [kvHeads, shard.kvHeads]
@@ -151,6 +156,8 @@ async function loadAttention(
     count: shard.heads.count * dim,
   })
   const outBias = config.outBias ? await reader.sharedVector(`${name}.o_proj.bias`, [hidden]) : undefined
+  const norm = async (kind: 'q' | 'k') => ({ weight: await reader.sharedVector(`${name}.${kind}_norm.weight`, [dim]), eps })
+  const norms = scratch && { q: await norm('q'), k: await norm('k'), scratch }
   const shape = { heads: shard.heads.count, kvHeads: shard.kvHeads.count, dim, window: config.slidingWindow ?? 0 }
   return new ParallelAttention(
     device,
@@ -158,7 +165,13 @@ async function loadAttention(
     new ColumnParallelLinear(device, qkv, qkvBias, { block: cuts?.block }),
     new RowParallelLinear(comm, device, out, outBias, cuts?.out),
     rope,
+    norms,
   )
+}
+
+function headScratch(comm: Communicator, maxTokens: number, { heads, kvHeads }: RankShard, dim: number): Promise<HeadNorms['scratch']> {
+  const width = kvHeads.count * dim
+  return Workspace.create(comm, maxTokens, { normed: { width: heads.count * dim + 2 * width }, keys: { width }, values: { width } })
 }
 
 async function loadMlp({ config, shards, cuts, reader, comm, device }: PartsContext, name: string): Promise<ParallelMlp> {

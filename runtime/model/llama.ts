@@ -125,6 +125,7 @@ export class Llama implements Disposable {
 
   dispose(): void {
     this.#parts.workspace.dispose()
+    this.#parts.scratch?.dispose()
     for (const tensor of this.#parts.tensors) tensor.dispose()
   }
 

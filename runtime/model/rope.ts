@@ -12,6 +12,8 @@ export type RopeScaling =
       readonly highFreqFactor: number
       readonly originalMaxPosition: number
     }
+  /** What each pair's frequency is divided by: how GGUF files keep scalings that are fixed. */
+  | { readonly type: 'divisors'; readonly divisors: readonly number[] }
 
 export interface RopeSettings {
   /** Even. */
@@ -59,12 +61,13 @@ function parseScaling(key: string, settings: JsonObject): RopeScaling | null {
 /** Radians per position of the `headDim / 2` pairs: pair i turns by `theta ** (-2i / headDim)`, scaled as the settings say. */
 export function ropeFrequencies(settings: RopeSettings): Float64Array {
   const { headDim, ropeTheta, ropeScaling } = settings
-  return Float64Array.from({ length: headDim / 2 }, (_, i) => scaleFrequency(ropeTheta ** ((-2 * i) / headDim), ropeScaling))
+  return Float64Array.from({ length: headDim / 2 }, (_, i) => scaleFrequency(ropeTheta ** ((-2 * i) / headDim), i, ropeScaling))
 }
 
-function scaleFrequency(frequency: number, scaling: RopeScaling | null): number {
+function scaleFrequency(frequency: number, pair: number, scaling: RopeScaling | null): number {
   if (scaling === null) return frequency
   if (scaling.type === 'linear') return frequency / scaling.factor
+  if (scaling.type === 'divisors') return frequency / (scaling.divisors[pair] as number)
   // Llama 3.1: pairs that turn often within the original context keep their pace, those that turn seldom slow down by the factor, and
   // between the two the pace is blended linearly in the number of turns.
   const { factor, lowFreqFactor, highFreqFactor, originalMaxPosition } = scaling

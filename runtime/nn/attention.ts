@@ -2,7 +2,8 @@
 import type { Tensor } from '../core/tensor.ts'
 import type { Device } from '../device/device.ts'
 import type { ColumnParallelLinear, RowParallelLinear } from './linear.ts'
-import type { Partial } from './partial.ts'
+import type { Norm, Partial } from './partial.ts'
+import type { Workspace } from './workspace.ts'
 
 /** This rank's heads. */
 export interface HeadShape {
@@ -30,27 +31,63 @@ export interface AttentionBuffers {
   partial: Tensor
 }
 
+/** Norms of each head of q and of k, [dim], applied before the heads turn. */
+export interface HeadNorms {
+  q: Norm
+  k: Norm
+  /** Activations that the layers of a model share: normed [tokens, (heads + 2 kvHeads) * dim]; keys and values [tokens, kvHeads * dim]. */
+  scratch: Workspace<'normed' | 'keys' | 'values'>
+}
+
 export class ParallelAttention {
   readonly #device: Device
   readonly #shape: HeadShape
   readonly #qkv: ColumnParallelLinear
   readonly #out: RowParallelLinear
   readonly #table: Tensor
+  readonly #norms: HeadNorms | undefined
 
-  constructor(device: Device, shape: HeadShape, qkv: ColumnParallelLinear, out: RowParallelLinear, table: Tensor) {
+  constructor(
+    device: Device,
+    shape: HeadShape,
+    qkv: ColumnParallelLinear,
+    out: RowParallelLinear,
+    table: Tensor,
+    norms?: HeadNorms | undefined,
+  ) {
     this.#device = device
     this.#shape = shape
     this.#qkv = qkv
     this.#out = out
     this.#table = table
+    this.#norms = norms
   }
 
   /** x [tokens, hidden], the token at row 0 at position `start` → Partial [tokens, hidden]; the cache gains the tokens' rows. */
-  forward(x: Tensor, { keys, values }: KvCache, start: number, buffers: AttentionBuffers): Partial {
+  forward(x: Tensor, cache: KvCache, start: number, buffers: AttentionBuffers): Partial {
     const { window, ...shape } = this.#shape
     const qkv = this.#qkv.forward(x, buffers.qkv)
-    const q = this.#device.ropeAppend(qkv, { ...shape, table: this.#table, keys, values, start, out: buffers.q })
-    const attended = this.#device.attention(q, { ...shape, keys, values, start, window, out: buffers.attended })
+    const q = this.#device.ropeAppend(qkv, { ...shape, ...cache, table: this.#table, start, out: buffers.q })
+    if (this.#norms) this.#appendNormed(qkv, this.#norms, cache, start, q)
+    const attended = this.#device.attention(q, { ...shape, ...cache, start, window, out: buffers.attended })
     return this.#out.forward(attended, buffers.partial)
+  }
+
+  /**
+   * Writes q and the cached keys anew, from normed heads. A norm has one weight for all heads of its input, so there are two, each of all
+   * heads, and of either result only the heads that it was for are kept.
+   */
+  #appendNormed(qkv: Tensor, { q, k, scratch }: HeadNorms, cache: KvCache, start: number, out: Tensor): void {
+    const { window: _, ...shape } = this.#shape
+    const tokens = qkv.shape[0] as number
+    const { normed, keys: noKeys, values: noValues } = scratch.rows(tokens)
+    using table = this.#table.narrow(0, start, tokens)
+    using keys = cache.keys.narrow(0, start, tokens)
+    using heads = qkv.reshape([-1, shape.dim])
+    using normedHeads = normed.reshape([-1, shape.dim])
+    for (const [{ weight, eps }, to] of [[k, keys] as const, [q, noKeys] as const]) {
+      this.#device.rmsNorm(heads, weight, { eps, out: normedHeads })
+      this.#device.ropeAppend(normed, { ...shape, table, keys: to, values: noValues, start: 0, out })
+    }
   }
 }

@@ -38,7 +38,7 @@ describe('the fixtures', () => {
     ropeScaling: null,
     slidingWindow: null,
   }
-  const plain = { qkvBias: false, outBias: false, mlpBias: false, tieEmbeddings: false }
+  const plain = { qkvBias: false, outBias: false, mlpBias: false, qkNorm: false, tieEmbeddings: false }
   const models: [string, LlamaConfig][] = [
     [
       'llama-gqa',
@@ -63,6 +63,7 @@ describe('the fixtures', () => {
         qkvBias: true,
         outBias: true,
         mlpBias: true,
+        qkNorm: false,
         tieEmbeddings: false,
         modelType: 'llama',
         hiddenSize: 48,
@@ -112,6 +113,23 @@ describe('the fixtures', () => {
       },
     ],
     [
+      'qwen3',
+      {
+        ...common,
+        ...plain,
+        qkNorm: true,
+        modelType: 'qwen3',
+        hiddenSize: 64,
+        intermediateSize: 144,
+        heads: 6,
+        kvHeads: 2,
+        headDim: 16,
+        ropeTheta: 1e6,
+        maxPosition: 256,
+        dtype: 'bfloat16',
+      },
+    ],
+    [
       'mistral-window',
       {
         ...common,
@@ -135,13 +153,12 @@ describe('the fixtures', () => {
 
   test.each([
     ['mixtral', 'MixtralForCausalLM'],
-    ['qwen3', 'Qwen3ForCausalLM'],
     ['qwen3_moe', 'Qwen3MoeForCausalLM'],
     ['gemma2', 'Gemma2ForCausalLM'],
     ['toString', 'x'],
   ])('%s is refused with a list of what is read', (model_type, architecture) => {
     const message = refusal({ ...base, model_type, architectures: [architecture] })
-    for (const word of [model_type, architecture, 'llama', 'mistral', 'qwen2']) expect(message).toContain(word)
+    for (const word of [model_type, architecture, 'llama', 'mistral', 'qwen2', 'qwen3']) expect(message).toContain(word)
   })
 })
 
@@ -191,6 +208,12 @@ describe('defaults and layouts', () => {
     const ids = [7, [7], [7, 9, 7], [], null].map((eos_token_id) => parseConfig({ ...base, eos_token_id }).eosTokenIds)
     expect(ids).toEqual([[7], [7], [7, 9], [], []])
     expect(parseTokenIds('eos_token_id', [1, 2], 3)).toEqual([1, 2])
+  })
+
+  test('qwen3: heads of 128 unless it says otherwise, biases where it says so', () => {
+    const qwen3 = { ...base, model_type: 'qwen3', architectures: ['Qwen3ForCausalLM'], hidden_size: 60 }
+    expect(parseConfig(qwen3)).toMatchObject({ headDim: 128, qkvBias: false, outBias: false, qkNorm: true })
+    expect(parseConfig({ ...qwen3, attention_bias: true })).toMatchObject({ qkvBias: true, outBias: true, mlpBias: false })
   })
 
   const mistral = { ...base, model_type: 'mistral', architectures: ['MistralForCausalLM'] }
@@ -299,6 +322,11 @@ describe('rope frequencies', () => {
 
   test('linear scaling divides them', () => {
     expect([...ropeFrequencies({ headDim: 4, ropeTheta: 100, ropeScaling: { type: 'linear', factor: 4 } })]).toEqual([0.25, 0.025])
+  })
+
+  test('divisors divide each by its own', () => {
+    const ropeScaling = { type: 'divisors', divisors: [1, 4] } as const
+    expect([...ropeFrequencies({ headDim: 4, ropeTheta: 100, ropeScaling })]).toEqual([1, 0.025])
   })
 
   // Llama 3.1 8B: head size 128, base 500,000, factor 8, 1 and 4 turns within 8,192 positions; values computed apart from this code.

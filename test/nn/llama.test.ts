@@ -47,6 +47,7 @@ const cases: [string, number[]][] = [
   ['llama-rope3-tied', [1, 2]],
   ['llama-bias-headdim', [1, 2, 4]],
   ['qwen2', [1, 2, 4, 8]],
+  ['qwen3', [1, 2]],
   ['mistral-window', [1, 2, 4, 8]],
 ]
 
