@@ -1,5 +1,6 @@
 // The conformance suite over ranks in threads and processes, and the fused norm in every placement: the same bits.
 import { spawn } from 'node:child_process'
+import { once } from 'node:events'
 import { beforeAll, describe, expect, it } from 'vitest'
 import { addonReport, loadAddon } from '../../runtime/core/addon-node.ts'
 import type { Placement } from '../../runtime/scheduler/launch.ts'
@@ -35,7 +36,7 @@ const program = await bundle('test/comm/placed-program.ts', { vitest: 'test/supp
 const [start, dealing] = [seed(), seed()]
 
 /** What the program wrote, line by line, and how it ended where that was not well. */
-function run(name: string, plan: unknown, env: Kind['env'] = {}): Promise<{ lines: unknown[]; failed: string | null }> {
+async function run(name: string, plan: unknown, env: Kind['env'] = {}): Promise<{ lines: unknown[]; failed: string | null }> {
   const child = spawn(process.execPath, [program, name, JSON.stringify(plan)], {
     env: { ...process.env, RANKMESH_ADDON: addonReport().path ?? 'off', ...env },
     timeout: PROGRAM_MS,
@@ -47,15 +48,12 @@ function run(name: string, plan: unknown, env: Kind['env'] = {}): Promise<{ line
   child.stderr.on('data', (chunk) => {
     err += chunk
   })
-  return new Promise((resolve) => {
-    child.on('close', (code, signal) => {
-      const lines = out
-        .split('\n')
-        .filter(Boolean)
-        .map((line) => JSON.parse(line))
-      resolve({ lines, failed: code === 0 ? null : `${signal ?? `exit code ${code}`}: ${err.slice(-2000)}` })
-    })
-  })
+  const [code, signal] = (await once(child, 'close')) as [number | null, string | null]
+  const lines = out
+    .split('\n')
+    .filter(Boolean)
+    .map((line) => JSON.parse(line))
+  return { lines, failed: code === 0 ? null : `${err.slice(-2000).trim()} (${signal ?? `exit code ${code}`})` }
 }
 
 /** As `run`, where the program must end well: its one line. */
@@ -71,7 +69,10 @@ function told(errors: readonly (string | null)[]): string {
   const own = (text: string): number => Number(text.startsWith('('))
   return texts
     .sort((a, b) => own(a) - own(b))
-    .map((text) => `rank ${errors.flatMap((error, rank) => (error === text ? [rank] : [])).join(', ')}: ${text}`)
+    .map((text) => {
+      const ranks = errors.flatMap((error, rank) => (error === text ? [rank] : []))
+      return `rank${ranks.length > 1 ? 's' : ''} ${ranks.join(', ')}: ${text}`
+    })
     .join('\n')
 }
 
@@ -108,7 +109,9 @@ for (const [i, { kind, ranks, plan }] of plans.entries()) {
       else
         it(name, () => {
           const outcome = outcomes.get(at)
-          if (!outcome) throw new Error(`did not end on all ranks; the program ended with ${failed}`)
+          const missing = names[i]!.findIndex((one, k) => !one.skipped && !outcomes.has(k))
+          if (!outcome)
+            throw new Error(at === missing ? `did not end on all ranks: ${failed}` : 'not run: a case before it has ended the program')
           if (outcome.errors.some((error) => error !== null)) throw new Error(told(outcome.errors))
         })
     }

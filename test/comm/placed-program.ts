@@ -142,5 +142,10 @@ const programs: Record<string, (plan: never) => Promise<unknown>> = {
 
 const program = programs[name]
 if (!program) throw new Error(`no program ${name}`)
-const result = await program(JSON.parse(json) as never)
-if (result !== undefined) tell(result)
+try {
+  const result = await program(JSON.parse(json) as never)
+  if (result !== undefined) tell(result)
+} catch (error) {
+  console.error(error instanceof Error ? `${error.name}: ${error.message}` : error)
+  process.exitCode = 1
+}
