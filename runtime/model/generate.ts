@@ -4,12 +4,13 @@ import { ArgumentError, checkInteger, ModelFormatError } from '../core/errors.ts
 import type { Device } from '../device/device.ts'
 import { type LlamaConfig, parseConfig, parseTokenIds } from './config.ts'
 import { StreamDetokenizer } from './detokenizer.ts'
+import { readGguf } from './gguf.ts'
 import { isObject, own, parseJson } from './json.ts'
 import { Llama, type LlamaOptions } from './llama.ts'
 import { Sampler, type SamplerOptions } from './sampling.ts'
 import type { ModelFolder } from './source.ts'
 import { type ChatMessage, Tokenizer } from './tokenizer.ts'
-import { openWeights } from './weights.ts'
+import { openWeights, type WeightsOptions } from './weights.ts'
 
 export interface GenerateOptions extends SamplerOptions {
   /** Tokens to write at most; defaults to what the cache has room for. */
@@ -28,6 +29,8 @@ export interface GeneratedToken {
   index: number
 }
 
+export type LoadOptions = LlamaOptions & Pick<WeightsOptions, 'quantizedAs'>
+
 export class LanguageModel implements Disposable {
   readonly llama: Llama
   readonly tokenizer: Tokenizer
@@ -41,20 +44,20 @@ export class LanguageModel implements Disposable {
     this.#comm = comm
   }
 
-  /** Reads a Hugging Face model folder; collective: every rank calls it and reads its own part. */
+  /** Reads a Hugging Face model folder or a GGUF file; collective: every rank calls it and reads its own part. */
   static async load(
     folder: ModelFolder,
     context: { comm: Communicator; device: Device },
-    options: LlamaOptions = {},
+    options: LoadOptions = {},
   ): Promise<LanguageModel> {
     const config = await readConfig(folder)
     const tokenizer = await Tokenizer.load(folder)
     if (tokenizer.vocabSize > config.vocabSize) {
       throw new ModelFormatError(
-        `tokenizer.json of ${folder.name} has ${tokenizer.vocabSize} tokens, more than vocab_size ${config.vocabSize} of its config.json`,
+        `The tokenizer of ${folder.name} has ${tokenizer.vocabSize} tokens, more than the ${config.vocabSize} that its model knows (vocab_size)`,
       )
     }
-    const weights = await openWeights(folder)
+    const weights = await openWeights(folder, { quantizedAs: options.quantizedAs })
     try {
       const llama = await Llama.load(config, weights, context, options)
       return new LanguageModel(llama, tokenizer, await readStopIds(folder, config, tokenizer), context.comm)
@@ -120,15 +123,16 @@ export class LanguageModel implements Disposable {
   }
 }
 
-/** config.json of a model folder. */
+/** config.json of a model folder, or what the metadata of its GGUF file says in its place. */
 export async function readConfig(folder: ModelFolder): Promise<LlamaConfig> {
+  if (folder.gguf !== undefined) return (await readGguf(folder)).config
   return parseConfig(parseJson(`${folder.name}/config.json`, await folder.text('config.json')))
 }
 
 /** End tokens, as generation_config.json, config.json and the tokenizer name them: the first that names any. */
 async function readStopIds(folder: ModelFolder, config: LlamaConfig, tokenizer: Tokenizer): Promise<readonly number[]> {
   const file = 'generation_config.json'
-  if (await folder.exists(file)) {
+  if (folder.gguf === undefined && (await folder.exists(file))) {
     const json = parseJson(`${folder.name}/${file}`, await folder.text(file))
     const ids = isObject(json) ? parseTokenIds('eos_token_id', own(json, 'eos_token_id'), config.vocabSize) : []
     if (ids.length > 0) return ids

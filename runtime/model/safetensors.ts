@@ -1,4 +1,5 @@
 // One safetensors file: its header read and checked against the size of the file, so that every tensor lies where it says.
+import type { BlockType } from '../core/blocks.ts'
 import { type DType, dtypeSize } from '../core/dtype.ts'
 import { ModelFormatError } from '../core/errors.ts'
 import { formatShape, type Shape } from '../core/shape.ts'
@@ -7,7 +8,10 @@ import { type ByteSource, decodeUtf8 } from './source.ts'
 
 export interface TensorInfo {
   readonly name: string
+  /** What its elements are read as. */
   readonly dtype: DType
+  /** The blocks that the file holds them in; absent: as `dtype` itself. */
+  readonly blocks?: BlockType
   readonly shape: Shape
   /** First byte of the tensor, counted from the start of the file. */
   readonly begin: number

@@ -4,7 +4,7 @@ import { type DType, decode, dtypeSize } from '../core/dtype.ts'
 import type { Shape } from '../core/shape.ts'
 import type { Tensor } from '../core/tensor.ts'
 import type { Span } from '../scheduler/plan.ts'
-import type { TensorBytes, Weights } from './weights.ts'
+import type { TensorBytes, Weights } from './named-tensors.ts'
 
 /** Types a weight may be stored in; it stays in its own on the device. */
 const WEIGHT_TYPES: readonly DType[] = ['float32', 'bfloat16', 'float16']
@@ -29,16 +29,18 @@ export class ShardReader {
     this.#onBytes = onBytes
   }
 
-  /** Rows of several tensors stacked: [sum of counts, columns], padded with rows of zeros up to `rows`. All tensors have one type. */
+  /** Rows of several tensors stacked: [sum of counts, columns], padded with rows of zeros up to `rows`. Float32 unless all have one type. */
   async rows(parts: readonly Part[], rows: number = parts.reduce((n, part) => n + part.count, 0)): Promise<Tensor> {
     const [first] = parts as [Part]
-    const { dtype } = await this.#weights.info(first.name, { dtype: WEIGHT_TYPES })
+    const dtypes = new Set<DType>()
+    for (const { name } of parts) dtypes.add((await this.#weights.info(name, { dtype: WEIGHT_TYPES })).dtype)
+    const [dtype] = dtypes.size === 1 ? ([...dtypes] as [DType]) : (['float32'] as const)
     const tensor = await this.#allocate([rows, first.shape[1] as number], dtype)
     let at = 0
     for (const { name, shape, start, count } of parts) {
       if (count === 0) continue
-      const { bytes } = await this.#weights.readSlice(name, 0, start, count, { dtype, shape })
-      this.#fill(tensor, at, count, bytes)
+      const slice = await this.#weights.readSlice(name, 0, start, count, { dtype: WEIGHT_TYPES, shape })
+      this.#fill(tensor, at, count, slice.dtype === dtype ? slice.bytes : toFloat32(slice))
       at += count
     }
     if (at < rows) this.#fill(tensor, at, rows - at, new Uint8Array(((rows - at) * tensor.byteLength) / rows))

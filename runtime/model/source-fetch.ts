@@ -1,6 +1,6 @@
 // Model folders behind HTTP, for the browser: ranged requests where the server serves them, else each file once and whole.
 import { ModelFormatError } from '../core/errors.ts'
-import { type ByteSource, checkFileName, checkRange, type ModelFolder, readText } from './source.ts'
+import { type ByteSource, checkFileName, checkRange, type ModelFolder, readText, splitPath } from './source.ts'
 
 export interface FetchFolderOptions {
   /** What makes the requests; the global `fetch` unless given. */
@@ -61,11 +61,14 @@ class FetchSource implements ByteSource {
 
 class FetchFolder implements ModelFolder {
   readonly name: string
+  declare readonly gguf?: string
   readonly #fetch: typeof fetch
   readonly #headers: Record<string, string>
 
   constructor(base: string, options: FetchFolderOptions) {
-    this.name = base.replace(/\/+$/, '')
+    const { folder, gguf } = splitPath(base)
+    this.name = folder.replace(/\/+$/, '')
+    if (gguf !== undefined) this.gguf = decoded(gguf)
     // Called as a plain function: a browser's fetch refuses any other receiver.
     this.#fetch = options.fetch ?? ((...args) => fetch(...args))
     this.#headers = options.headers ?? {}
@@ -131,7 +134,19 @@ class FetchFolder implements ModelFolder {
   }
 }
 
-/** The model folder at the address `base`, relative or absolute, without a query. Nothing is fetched until a file is asked for. */
+/** A part of an address as plain text; as it is where its percent signs encode nothing. */
+function decoded(part: string): string {
+  try {
+    return decodeURIComponent(part)
+  } catch {
+    return part
+  }
+}
+
+/**
+ * The model folder at the address `base`, or the model in the .gguf file there; relative or absolute, without a query. Nothing is fetched until
+ * a file is asked for.
+ */
 export function fetchFolder(base: string | URL, options: FetchFolderOptions = {}): ModelFolder {
   return new FetchFolder(String(base), options)
 }

@@ -1,7 +1,7 @@
 // Model folders on a disk. Node only: `node:fs` is imported when a file is first touched, so that bundles for a browser stay whole.
 import type { FileHandle } from 'node:fs/promises'
 import { ModelFormatError } from '../core/errors.ts'
-import { allocate, type ByteSource, checkFileName, checkRange, type ModelFolder, readText } from './source.ts'
+import { allocate, type ByteSource, checkFileName, checkRange, type ModelFolder, readText, splitPath } from './source.ts'
 
 /** The most that one read call of the operating system is asked for. */
 const MAX_READ_BYTES = 1 << 30
@@ -42,9 +42,11 @@ class FileSource implements ByteSource {
 
 class FileFolder implements ModelFolder {
   readonly name: string
+  declare readonly gguf?: string
 
-  constructor(path: string) {
+  constructor(path: string, gguf?: string) {
     this.name = path
+    if (gguf !== undefined) this.gguf = gguf
   }
 
   async open(file: string): Promise<ByteSource> {
@@ -77,7 +79,8 @@ class FileFolder implements ModelFolder {
   }
 }
 
-/** The model folder at `path`. Nothing is read until a file is asked for. */
+/** The model folder at `path`, or the model in the .gguf file there. Nothing is read until a file is asked for. */
 export function fileFolder(path: string): ModelFolder {
-  return new FileFolder(path.replace(/(?<=[^/])\/+$/, ''))
+  const { folder, gguf } = splitPath(path)
+  return new FileFolder(folder.replace(/(?<=[^/])\/+$/, ''), gguf)
 }

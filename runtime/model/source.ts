@@ -16,15 +16,23 @@ export interface ByteSource {
   close(): Promise<void>
 }
 
-/** A model folder: config.json, tokenizer.json, *.safetensors. File names are plain names, never paths. */
+/** A model folder: config.json, tokenizer.json, *.safetensors; or one GGUF file. File names are plain names, never paths. */
 export interface ModelFolder {
   /** What errors call the folder. */
   readonly name: string
+  /** The GGUF file that is the whole model; nothing else in the folder is then looked at. */
+  readonly gguf?: string
   /** ERR_MODEL_FORMAT when there is no such file or the name is not a plain file name. */
   open(file: string): Promise<ByteSource>
   /** A whole file as UTF-8 text, at most 256 MB. */
   text(file: string): Promise<string>
   exists(file: string): Promise<boolean>
+}
+
+/** A path or an address, as its folder and, where it names a GGUF file, that file's name. */
+export function splitPath(path: string): { folder: string; gguf?: string } {
+  const [, folder, gguf] = /^(.*[/\\])?([^/\\]+\.gguf)$/i.exec(path) ?? []
+  return gguf === undefined ? { folder: path } : { folder: folder ?? '.', gguf }
 }
 
 const MAX_TEXT_BYTES = 256_000_000

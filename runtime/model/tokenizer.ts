@@ -3,6 +3,8 @@ import { Tokenizer as Base } from '@huggingface/tokenizers'
 import { checkInteger, invalidArgument, ModelFormatError } from '../core/errors.ts'
 import { type ChatMessage, ChatTemplate, findTemplate } from './chat.ts'
 import { cleanUp } from './clean-up.ts'
+import { readGguf } from './gguf.ts'
+import { ggufTokenizer } from './gguf-tokenizer.ts'
 import { asObject, isObject, type JsonObject, own, parseJson, parseLooseJson, show } from './json.ts'
 import { correctPreTokenizer } from './pretokenizer.ts'
 import type { ModelFolder } from './source.ts'
@@ -73,10 +75,15 @@ export class Tokenizer {
   }
 
   /**
-   * Reads tokenizer.json and, where they are there, tokenizer_config.json and chat_template.jinja. Throws ERR_MODEL_FORMAT where they are
-   * damaged or of a kind that is not read.
+   * Reads tokenizer.json and, where they are there, tokenizer_config.json and chat_template.jinja; of a GGUF file, what its metadata says in
+   * their place. Throws ERR_MODEL_FORMAT where they are damaged or of a kind that is not read.
    */
   static async load(folder: ModelFolder): Promise<Tokenizer> {
+    if (folder.gguf !== undefined) {
+      const { header } = await readGguf(folder)
+      const { json, config, template } = ggufTokenizer(header)
+      return new Tokenizer(header.file, json, config, template)
+    }
     const read = async (file: string, parse: typeof parseJson) => {
       const name = `${folder.name}/${file}`
       return asObject(name, parse(name, await folder.text(file)))
@@ -114,7 +121,7 @@ export class Tokenizer {
   applyChatTemplate(messages: readonly ChatMessage[], options: ChatOptions = {}): string {
     if (!this.#template) {
       throw new ModelFormatError(
-        `The folder of ${this.#name} has no chat template (neither chat_template.jinja nor chat_template in tokenizer_config.json); encode plain text instead`,
+        `The model of ${this.#name} has no chat template (chat_template.jinja, chat_template in tokenizer_config.json, tokenizer.chat_template of a GGUF file); encode plain text instead`,
       )
     }
     return this.#template.render(messages, options.addGenerationPrompt ?? true)
