@@ -25,6 +25,7 @@ export interface SmolLM2Expected {
   nll: Record<string, unknown>[]
 }
 
+/** Where the model's files lie, if they do. */
 const MODEL = fileURLToPath(new URL('../../../shared/models/smollm2-135m-instruct', import.meta.url))
 const CACHE = join(tmpdir(), 'rankmesh-smollm2-f32')
 
@@ -33,16 +34,23 @@ const CACHE = join(tmpdir(), 'rankmesh-smollm2-f32')
  * says why, where the model is not there.
  */
 export async function smollm2Folder(): Promise<{ dir: string; expected: SmolLM2Expected } | null> {
-  if (!existsSync(join(MODEL, 'to-hf.mjs'))) {
-    console.log(`SmolLM2 tests are skipped: ${MODEL} is not there`)
-    return null
-  }
-  const expected = JSON.parse(await readFile(join(MODEL, 'expected.json'), 'utf8')) as SmolLM2Expected
+  const model = await smollm2Gguf()
+  if (!model) return null
   // tokenizer_config.json is the last file to be written, and the folder gets its name when it is whole: others may be at it too.
   if (!existsSync(join(CACHE, 'tokenizer_config.json'))) {
     const made = await mkdtemp(`${CACHE}-`)
     await promisify(execFile)(process.execPath, [join(MODEL, 'to-hf.mjs'), made, 'f32'])
     await rename(made, CACHE).catch(() => rm(made, { recursive: true }))
   }
-  return { dir: CACHE, expected }
+  return { dir: CACHE, expected: model.expected }
+}
+
+/** The model's GGUF file and what it must give; null, with a line that says why, where it is not there. */
+export async function smollm2Gguf(): Promise<{ file: string; expected: SmolLM2Expected } | null> {
+  const file = join(MODEL, 'model.gguf')
+  if (!existsSync(file)) {
+    console.log(`SmolLM2 tests are skipped: ${file} is not there`)
+    return null
+  }
+  return { file, expected: JSON.parse(await readFile(join(MODEL, 'expected.json'), 'utf8')) as SmolLM2Expected }
 }
