@@ -1,7 +1,8 @@
 // Aborts as events: whoever listens on the diagnostics channel learns what ended a collective, and what every rank had been doing.
 import { platform } from '#platform'
 import { RankFailedError, type RankmeshError, TimeoutError } from '../core/errors.ts'
-import type { Wire } from './wire.ts'
+import { stopped } from './wire/stopped.ts'
+import type { Wait, Wire } from './wire.ts'
 
 /** `diagnostics_channel.subscribe(ABORT_CHANNEL, (event: AbortEvent) => ...)` */
 export const ABORT_CHANNEL = 'rankmesh:abort'
@@ -36,4 +37,39 @@ export async function announced<T>(wire: Wire, work: Promise<T>): Promise<T> {
     }
     throw error
   }
+}
+
+/** A lane tells of its own deadline first, and who is missing; what runs out later has not had its turn. */
+const LATER_MS = 300
+
+/**
+ * `work` on a wire, which may have to wait for its turn there: its signal and its deadline count from now. Either ends the group.
+ * @throws the signal's reason, ERR_TIMEOUT, what `work` throws.
+ */
+export function underway<T>(wire: Wire, wait: Wait, work: () => Promise<T>): Promise<T> {
+  const { signal, deadline, timeoutMs, call } = wait
+  const rank = wire.members[wire.rank] as number
+  if (signal?.aborted) {
+    wire.fail(stopped(rank, wait))
+    return Promise.reject(signal.reason)
+  }
+  const result = new Promise<T>((resolve, reject) => {
+    const onAbort = (): void => {
+      reject(signal?.reason)
+      wire.fail(stopped(rank, wait))
+    }
+    const onLate = (): void => {
+      const message = `${call} did not have its turn within ${timeoutMs} ms, as an earlier call still waits. Last collectives: ${wire.history()}`
+      wire.fail({ code: 'ERR_TIMEOUT', message, rank })
+      reject(wire.failure ?? new TimeoutError(message, { rank }))
+    }
+    const timer = setTimeout(onLate, Math.min(2 ** 31 - 1, Math.max(0, deadline - performance.now()) + LATER_MS))
+    signal?.addEventListener('abort', onAbort, { once: true })
+    const over = (): void => {
+      clearTimeout(timer)
+      signal?.removeEventListener('abort', onAbort)
+    }
+    work().finally(over).then(resolve, reject)
+  })
+  return announced(wire, result)
 }

@@ -3,7 +3,8 @@ import { platform } from '#platform'
 import { ArgumentError, BackendUnavailableError, checkInteger, describe } from '../core/errors.ts'
 import { type HostComm, LocalHostComm } from './host.ts'
 import { MAX_TIMEOUT_MS, Rendezvous } from './rendezvous.ts'
-import { type SharedPlace, SharedWire } from './wire/shared-wire.ts'
+import type { SharedPlace } from './wire/shared-place.ts'
+import { SharedWire } from './wire/shared-wire.ts'
 import { shmPlace } from './wire/shm-place.ts'
 import { threadPlace } from './wire/thread-place.ts'
 import { waitFor } from './wire.ts'
@@ -19,9 +20,9 @@ export interface HostGroup {
   export(): Uint8Array
   /**
    * Joins as `rank` of `size`. Every rank joins once.
-   * @throws ERR_ARGUMENT on every rank where they give different sizes or one rank twice; ERR_TIMEOUT where one does not come.
+   * @throws ERR_ARGUMENT on every rank where they give different sizes or one rank twice; ERR_TIMEOUT where one does not come; the signal's reason.
    */
-  connect(options: { size: number; rank: number; timeoutMs?: number }): Promise<HostComm>
+  connect(options: { size: number; rank: number; timeoutMs?: number; signal?: AbortSignal | undefined }): Promise<HostComm>
 }
 
 /** Groups that are not complete yet, by id; one that could not be formed stays, to tell those who come late. */
@@ -53,13 +54,18 @@ function groupOf(backend: HostBackend, name: string): HostGroup {
   const id = `${backend}:${name}`
   return {
     export: () => new TextEncoder().encode(id),
-    async connect({ size, rank, timeoutMs = DEFAULT_TIMEOUT_MS }) {
+    async connect({ size, rank, timeoutMs = DEFAULT_TIMEOUT_MS, signal }) {
       checkInteger('size', size, 1)
       checkInteger('rank', rank, 0, size - 1)
       checkInteger('timeoutMs', timeoutMs, 1, MAX_TIMEOUT_MS)
-      if (backend === 'local') return connectLocal(id, { size, rank, timeoutMs })
+      if (backend === 'local') return connectLocal(id, { size, rank, timeoutMs, signal })
       const members = Array.from({ length: size }, (_, i) => i)
-      const wire = await SharedWire.connect(placeOf(backend), name, { rank, members, parent: null }, waitFor(timeoutMs, 'connect()'))
+      const wire = await SharedWire.connect(
+        placeOf(backend),
+        name,
+        { rank, members, parent: null },
+        waitFor(timeoutMs, 'connect()', signal),
+      )
       return new WireHostComm(wire, timeoutMs)
     },
   }
@@ -75,7 +81,10 @@ function placeOf(backend: 'thread' | 'shm'): SharedPlace {
   )
 }
 
-async function connectLocal(id: string, { size, rank, timeoutMs }: { size: number; rank: number; timeoutMs: number }): Promise<HostComm> {
+async function connectLocal(
+  id: string,
+  { size, rank, timeoutMs, signal }: { size: number; rank: number; timeoutMs: number; signal: AbortSignal | undefined },
+): Promise<HostComm> {
   const group = forming.get(id) ?? { rendezvous: newRendezvous(size, timeoutMs), joined: new Set() }
   forming.set(id, group)
   const { rendezvous, joined } = group
@@ -91,7 +100,7 @@ async function connectLocal(id: string, { size, rank, timeoutMs }: { size: numbe
   }
   joined.add(rank)
   const comm = new LocalHostComm(rendezvous, rank)
-  await comm.meet('connect()', { payload: null }, (all) => all, { timeoutMs })
+  await comm.meet('connect()', { payload: null }, (all) => all, { timeoutMs, signal })
   forming.delete(id)
   return comm
 }

@@ -10,6 +10,7 @@ import { spawn } from './spawn-node.ts'
 function orders(): Orders | null {
   if (!isMainThread) return (workerData as { rankmesh?: Orders } | null)?.rankmesh ?? null
   const text = process.env.RANKMESH_ORDERS
+  delete process.env.RANKMESH_ORDERS // for this process, not for those it starts
   return text && process.send ? (JSON.parse(text) as Orders) : null
 }
 

@@ -2,7 +2,7 @@
 import { Communicator } from '../comm/communicator.ts'
 import type { Wire } from '../comm/wire.ts'
 import { WireHostComm } from '../comm/wire-host.ts'
-import { describe } from '../core/errors.ts'
+import { describe, RankmeshError } from '../core/errors.ts'
 import { openDevice } from '../device/open.ts'
 import { deviceNameOf, type Program } from './launch.ts'
 
@@ -10,8 +10,14 @@ import { deviceNameOf, type Program } from './launch.ts'
 export async function runRank<T>(wire: Wire, program: Program<T>, stop: AbortSignal): Promise<T> {
   const { rank, size } = wire
   const failed = new AbortController()
+  // What another rank's failure does to this one is told as that rank's.
+  const tell = (error: unknown): void => {
+    const other = error instanceof RankmeshError && error.rank !== undefined && error.rank !== rank
+    const message = other ? error.message : `Rank ${rank} failed: ${nameOf(error)}`
+    wire.fail({ code: 'ERR_RANK_FAILED', message, rank: other ? (error.rank as number) : rank })
+  }
   const onStop = (): void => {
-    wire.fail({ code: 'ERR_RANK_FAILED', message: `Rank ${rank} failed: ${nameOf(stop.reason)}`, rank })
+    tell(stop.reason)
     failed.abort(stop.reason)
   }
   if (stop.aborted) onStop()
@@ -20,12 +26,17 @@ export async function runRank<T>(wire: Wire, program: Program<T>, stop: AbortSig
   const host = new WireHostComm(wire, program.timeoutMs)
   try {
     using device = await openDevice(deviceNameOf(rank, program))
-    const comm = await Communicator.create(host, device)
-    const result = await program.main({ rank, size, device, comm, host, signal: failed.signal })
-    host.close() // before the device: that this rank has returned is no failure of its device
-    return result
+    try {
+      const comm = await Communicator.create(host, device)
+      const result = await program.main({ rank, size, device, comm, host, signal: failed.signal })
+      host.close() // before the device goes: that this rank has returned is no failure of its device
+      return result
+    } catch (error) {
+      tell(error) // likewise
+      throw error
+    }
   } catch (error) {
-    wire.fail({ code: 'ERR_RANK_FAILED', message: `Rank ${rank} failed: ${nameOf(error)}`, rank })
+    tell(error)
     throw error
   } finally {
     unwatch()

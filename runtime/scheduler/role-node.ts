@@ -94,7 +94,7 @@ async function report<T>(orders: Orders, program: Program<T>, runRank: RunRank, 
     if (program.ranks !== size)
       throw new ArgumentError(`Rank ${rank} was started as one of ${size}, but its program asks for ${program.ranks} ranks`)
     const id = importHostGroup(new TextEncoder().encode(group))
-    const host = (await id.connect({ size, rank, timeoutMs: program.timeoutMs })) as WireHostComm
+    const host = (await id.connect({ size, rank, timeoutMs: program.timeoutMs, signal: stop })) as WireHostComm
     const value = await runRank(host.wire, program, stop)
     return cloneable(value) ?? { kind: 'result', value }
   } catch (error) {

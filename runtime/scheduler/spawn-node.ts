@@ -1,8 +1,10 @@
 // Starts the ranks of a program as worker threads or child processes, gathers their results, and sees to it that none is left behind.
 import { fork } from 'node:child_process'
+import { existsSync, readdirSync, rmSync } from 'node:fs'
 import { fileURLToPath } from 'node:url'
 import { SHARE_ENV, Worker } from 'node:worker_threads'
 import { createHostGroup } from '../comm/host-group.ts'
+import { segmentName } from '../comm/wire/shm-place.ts'
 import { ArgumentError, RankFailedError } from '../core/errors.ts'
 import { openDevice } from '../device/open.ts'
 import { carriedError } from './carried-error.ts'
@@ -36,9 +38,16 @@ export async function spawn<T>(placement: 'thread' | 'process', call: number, pr
   const start = placement === 'thread' ? startThread : startChild
   const started = Array.from({ length: ranks }, (_, rank) => start(script, { rank, size: ranks, group, call }))
   for (const one of started) one.send({ kind: 'earlier', results: earlier })
-  const results = await supervise<T>(started, signal)
+  const results = await supervise<T>(started, signal).finally(() => forget(group))
   earlier = [...earlier, [call, results]]
   return results
+}
+
+/** A rank that died while memory was being handed around may have left its name behind. */
+function forget(group: string): void {
+  const [backend, name] = group.split(':') as [string, string]
+  if (backend !== 'shm' || !existsSync('/dev/shm')) return
+  for (const file of readdirSync('/dev/shm')) if (file.startsWith(segmentName(name))) rmSync(`/dev/shm/${file}`, { force: true })
 }
 
 function supervise<T>(started: readonly Started[], signal: AbortSignal | undefined): Promise<T[]> {

@@ -1,10 +1,11 @@
 // Channels: where a send and the receive that answers it find each other, one place for each ordered pair of ranks.
 import type { RankmeshError } from '../../core/errors.ts'
 import type { WebGpuDevice } from '../../device/webgpu/device.ts'
+import { underway } from '../abort.ts'
 import type { GroupHost, LocalHostComm } from '../host.ts'
-import type { MeetOptions, Offer, Rendezvous } from '../rendezvous.ts'
-import type { Wire } from '../wire.ts'
-import { matched } from '../wire-host.ts'
+import { type MeetOptions, type Offer, offerOf, type Rendezvous, timeoutOf } from '../rendezvous.ts'
+import { type Wire, waitFor } from '../wire.ts'
+import { matched } from '../wire-match.ts'
 import type { FarDevice } from './clusters.ts'
 import { orEnd, type Traffic } from './crossing.ts'
 import { WebGpuGroup } from './group.ts'
@@ -126,7 +127,9 @@ export class WireChannels implements Channels {
     this.#open.set(key, channel)
     const { group } = channel
     const members = pair.map((rank) => wire.members[rank] as number)
-    const result = channel.last.then(async () => {
+    const asked = 'refusal' in offerOf(() => timeoutOf(options.timeoutMs)) ? timeoutMs : (options.timeoutMs as number)
+    const wait = waitFor(asked, call, options.signal)
+    const turn = channel.last.then(async () => {
       const { payload } = await matched(wire, lane, call, offer, timeoutMs, options, () => undefined, members)
       const payloads = end === 0 ? [payload, undefined] : [undefined, payload]
       const results = await orEnd(
@@ -136,8 +139,8 @@ export class WireChannels implements Channels {
       )
       return results[end] as R
     })
-    channel.last = result.catch(() => {})
-    return result
+    channel.last = turn.catch(() => {})
+    return underway(wire, wait, () => turn)
   }
 
   /** Leaving the wire says it all. */

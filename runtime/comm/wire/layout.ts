@@ -4,15 +4,13 @@ import { roundUp } from '../../core/shape.ts'
 /** 32-bit words that a processor moves together, twice over: what different ranks write lies this far apart. */
 export const LINE: number = 32
 
-/** Words of the header. Zeroes until the memory is laid out; MAGIC is written last. */
-export const HEADER: Record<'magic' | 'size' | 'native' | 'alarm' | 'failure', number> = {
-  magic: 0,
-  size: 1,
-  native: 2,
-  alarm: 3,
+/** Words of the header: ranks, how they wait, how often something happened that all must look at, what ended the group. */
+export const HEADER: Record<'size' | 'native' | 'alarm' | 'failure', number> = {
+  size: 0,
+  native: 1,
+  alarm: 2,
   failure: LINE,
 }
-export const MAGIC: number = 0x52_4d_01_02
 /** Behind HEADER.failure: 0, 1 while it is written, 2; then code, rank, bytes of text, the text. */
 export const FAILURE_WORDS: number = 8 * LINE
 export const FAILURE_TEXT = 4

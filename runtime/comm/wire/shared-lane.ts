@@ -13,6 +13,8 @@ const LOOK_MS = 100
 export interface LaneGroup {
   readonly words: Int32Array
   readonly waiter: Waiter
+  /** Something has ended this group, one it was split off, or this rank's part. */
+  readonly ended: boolean
   /** @throws what ended the group, or why `missing` (members of the lane that have not come) cannot come any more. */
   check(missing: readonly number[]): void
   /** The error of a wait that ran out of time; ends the group. */
@@ -124,7 +126,7 @@ export class SharedLane implements Lane {
 
   /** @throws what has ended the group. */
   check(): void {
-    if (Atomics.load(this.words.words, HEADER.failure) !== 0) this.#group.check([])
+    if (this.#group.ended) this.#group.check([])
   }
 
   /** The number of this member's next round. @throws what has ended the group. */

@@ -42,13 +42,20 @@ export class ArrayReducer {
   /** The arrays of all members combined, in member order, into each member's own; undefined where that is done already. */
   reduce(array: WireArray, op: WireOp, wait: () => Wait): Promise<void> | undefined {
     const lane = this.#lane
-    const region = this.#regions.size > 0 ? this.#regions.get(array.buffer) : undefined
+    const region = this.#regions.size > 0 ? this.#regionOf(array) : undefined
     const native = region ? region.native : this.#carry
     if (!native) return lane.inTurn(() => this.#here(region, array, op, wait()))
     if (!lane.idle) return lane.inTurn(() => this.#natively(native, array, OPS[op], wait()))
     lane.check()
     const result = native(array, OPS[op], NATIVE, lane.alarm, BLOCK_MICROSECONDS)
     return result === ARRIVED ? undefined : lane.inTurn(() => this.#natively(native, array, OPS[op], wait(), result))
+  }
+
+  /** The region in which an array lies, where that is this member's own block of it; else it is carried as any other. */
+  #regionOf({ buffer, byteOffset, byteLength }: WireArray): Region | undefined {
+    const region = this.#regions.get(buffer)
+    const block = region?.blocks[this.#lane.rank]
+    return block && byteOffset >= block.byteOffset && byteOffset + byteLength <= block.byteOffset + block.byteLength ? region : undefined
   }
 
   async #natively(reduce: Reduce, array: WireArray, op: 0 | 1 | 2, wait: Wait, begun?: ReduceResult): Promise<void> {

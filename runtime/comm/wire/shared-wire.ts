@@ -1,37 +1,14 @@
 // SharedWire: the wire of ranks that share memory: worker threads of one process, or processes of one machine.
-import type { Addon } from '../../core/addon.ts'
+import { platform } from '#platform'
 import { ArgumentError, CollectiveMismatchError, describe, RankFailedError, type RankmeshError, TimeoutError } from '../../core/errors.ts'
 import type { Wait, Wire, WireArray, WireOp } from '../wire.ts'
 import { Board, type Failure } from './board.ts'
 import { HEADER, HERE, type Layout, LEFT, layoutOf } from './layout.ts'
 import { type LaneGroup, SharedLane } from './shared-lane.ts'
+import type { PlacedMemory, SharedPlace } from './shared-place.ts'
 import { ArrayReducer } from './shared-reduce.ts'
+import { stopped } from './stopped.ts'
 import { atomicsWaiter, type Waiter } from './waiter.ts'
-
-/** How more memory is shared: for groups split off, and for arrays. */
-export interface SharedPlace {
-  readonly backend: 'thread' | 'shm'
-  readonly about: string
-  readonly isSameProcess: boolean
-  readonly waiter: Waiter
-  /** For sums; null where they are done here. */
-  readonly addon: Addon | null
-  /** Zeroed memory under a name that the ranks have agreed on, made by the one that leads. @throws ERR_TIMEOUT, ERR_BACKEND_UNAVAILABLE. */
-  memory(name: string, byteLength: number, lead: boolean, wait: Wait): Promise<PlacedMemory>
-}
-
-export interface PlacedMemory {
-  readonly words: Int32Array
-  /** Ends the group, as nobody else may lead it: called when somebody does. */
-  onRival(listener: () => void): void
-  /** Marks the caller as `rank`, for as long as its thread or process lives; false where somebody else has done so. */
-  claim(rank: number): boolean
-  /** False once the thread or process of this rank is gone for sure. */
-  alive(rank: number): boolean
-  /** All have it: nobody else will ask for it. */
-  done(): void
-  close(): void
-}
 
 export interface SharedMember {
   rank: number
@@ -67,6 +44,7 @@ export class SharedWire implements Wire, LaneGroup {
   readonly #watchers = new Set<(failure: RankmeshError) => void>()
   #watching: ReturnType<typeof setInterval> | undefined
   #allocations = 0
+  #unhook = (): void => {}
   #closed = false
 
   private constructor(place: SharedPlace, name: string, memory: PlacedMemory, { rank, members, parent }: SharedMember) {
@@ -95,8 +73,11 @@ export class SharedWire implements Wire, LaneGroup {
    */
   static async connect(place: SharedPlace, name: string, member: SharedMember, wait: Wait): Promise<SharedWire> {
     const { rank, members } = member
-    const memory = await place.memory(name, layoutOf(members.length).byteLength, rank === 0, wait)
+    const { parent } = member
+    const look = (): void => parent?.check([parent.members.indexOf(members[0] as number)])
+    const memory = await orFail(parent, () => place.memory(name, layoutOf(members.length).byteLength, rank === 0, wait, look))
     const { words } = memory
+    const unhook = platform.onExit(memory.close)
     try {
       if (rank === 0) Atomics.compareExchange(words, HEADER.size, 0, members.length)
       while (Atomics.load(words, HEADER.size) === 0 && performance.now() < wait.deadline)
@@ -119,6 +100,7 @@ export class SharedWire implements Wire, LaneGroup {
       }
       if (!memory.claim(rank) || !new Board(words, size).enter(rank)) refuse(twice)
       const wire = new SharedWire(place, name, memory, member)
+      wire.#unhook = platform.onExit(() => wire.close())
       memory.onRival(() => wire.fail({ code: 'ERR_ARGUMENT', message: twice, rank }))
       await wire.control.exchange(new Uint8Array(0), wait)
       memory.done()
@@ -126,6 +108,8 @@ export class SharedWire implements Wire, LaneGroup {
     } catch (error) {
       memory.close()
       throw error
+    } finally {
+      unhook()
     }
   }
 
@@ -148,7 +132,9 @@ export class SharedWire implements Wire, LaneGroup {
 
   async allocate(byteLength: number, wait: Wait): Promise<Uint8Array> {
     const pitch = Math.ceil(Math.max(1, byteLength) / 4096) * 4096
-    const memory = await this.#place.memory(`${this.#name}.m${this.#allocations++}`, pitch * this.size, this.rank === 0, wait)
+    const name = `${this.#name}.m${this.#allocations++}`
+    const look = (): void => this.check([0])
+    const memory = await orFail(this, () => this.#place.memory(name, pitch * this.size, this.rank === 0, wait, look))
     this.#memories.push(memory)
     const { words } = memory
     const blocks = this.members.map((_, r) => new Uint8Array(words.buffer, words.byteOffset + r * pitch, byteLength))
@@ -163,6 +149,11 @@ export class SharedWire implements Wire, LaneGroup {
   split(ranks: readonly number[], name: string, wait: Wait): Promise<SharedWire> {
     const members = ranks.map((rank) => this.members[rank] as number)
     return SharedWire.connect(this.#place, `${this.#name}.${name}`, { rank: ranks.indexOf(this.rank), members, parent: this }, wait)
+  }
+
+  /** This group, or one it was split off, has ended for all. */
+  get hasFailed(): boolean {
+    return Atomics.load(this.words, HEADER.failure) !== 0 || (this.#parent?.hasFailed ?? false)
   }
 
   get failure(): RankmeshError | null {
@@ -208,11 +199,20 @@ export class SharedWire implements Wire, LaneGroup {
     if (this.#closed) return
     this.leave()
     this.#closed = true
+    this.#unhook()
     this.#stopWatching()
     for (const memory of [...this.#memories, this.#memory]) memory.close()
   }
 
+  get ended(): boolean {
+    return this.#closed || this.hasFailed
+  }
+
   check(missing: readonly number[]): void {
+    if (this.#closed) {
+      const rank = this.members[this.rank] as number
+      throw new RankFailedError(`Rank ${rank} has closed its part of this group`, { rank })
+    }
     const ended = this.failure
     if (ended) throw ended
     for (const rank of missing) {
@@ -235,22 +235,18 @@ export class SharedWire implements Wire, LaneGroup {
     return this.failure ?? new TimeoutError(message, { rank })
   }
 
-  abort({ signal, call }: Wait): void {
-    const rank = this.members[this.rank] as number
-    const why: unknown = signal?.reason
-    const text = why instanceof Error ? `${why.name}: ${why.message}` : describe(why)
-    this.fail({ code: 'ERR_RANK_FAILED', message: `Rank ${rank} failed: it was told to stop in ${call}: ${text}`, rank })
+  abort(wait: Wait): void {
+    this.fail(stopped(this.members[this.rank] as number, wait))
   }
 
   mismatch(): RankmeshError {
-    const calls = this.members.map(
-      (name, rank) => `rank ${name} called ${this.#board.calls(rank, 1)[0]?.replace(/^#\d+ /, '') ?? 'nothing'}`,
-    )
-    const rank = this.members.at(-1) as number
-    return new CollectiveMismatchError(
-      `Ranks called different collectives: ${calls.join(', ')}; all ranks of a group must make the same calls in the same order`,
-      { rank },
-    )
+    const calls = this.members.map((_, rank) => this.#board.calls(rank, 1)[0]?.replace(/^#\d+ /, '') ?? 'nothing')
+    const told = this.members.map((name, rank) => `rank ${name} called ${calls[rank]}`).join(', ')
+    const alike = calls.every((call) => call === calls[0])
+    const message = alike
+      ? `Ranks called ${calls[0]} with arguments that must agree and do not: a refused option on one of them, or arrays at different places of the group's memory`
+      : `Ranks called different collectives: ${told}; all ranks of a group must make the same calls in the same order`
+    return new CollectiveMismatchError(message, { rank: this.members.at(-1) as number })
   }
 
   #died(rank: number): boolean {
@@ -279,6 +275,18 @@ export class SharedWire implements Wire, LaneGroup {
   #stopWatching(): void {
     clearInterval(this.#watching)
     this.#watching = undefined
+  }
+}
+
+/** What fails on one rank alone would leave the others waiting: it ends the group they are in. */
+async function orFail<T>(wire: SharedWire | null, work: () => Promise<T>): Promise<T> {
+  try {
+    return await work()
+  } catch (error) {
+    const rank = wire?.members[wire.rank] as number
+    const why = error instanceof Error ? `${error.name}: ${error.message}` : describe(error)
+    wire?.fail({ code: 'ERR_RANK_FAILED', message: `Rank ${rank} failed: ${why}`, rank })
+    throw error
   }
 }
 

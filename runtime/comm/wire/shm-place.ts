@@ -1,8 +1,8 @@
 // Memory for the processes of one machine: segments of the system's shared memory, private to the user, without a name once all have them.
 import type { Addon, Segment } from '../../core/addon.ts'
-import { BackendUnavailableError, TimeoutError } from '../../core/errors.ts'
+import { BackendUnavailableError, OutOfMemoryError, TimeoutError } from '../../core/errors.ts'
 import type { Wait } from '../wire.ts'
-import type { PlacedMemory, SharedPlace } from './shared-wire.ts'
+import type { PlacedMemory, SharedPlace } from './shared-place.ts'
 
 /** Milliseconds between looks for a segment that another rank makes. */
 const LOOK_MS = 2
@@ -14,8 +14,8 @@ export function shmPlace(addon: Addon): SharedPlace {
     isSameProcess: false,
     waiter: addon,
     addon,
-    async memory(name, byteLength, lead, wait) {
-      const segment = (lead && create(addon, name, byteLength)) || (await open(addon, name, byteLength, wait))
+    async memory(name, byteLength, lead, wait, look) {
+      const segment = (lead && create(addon, name, byteLength)) || (await open(addon, name, byteLength, wait, look))
       return placed(segment, lead)
     },
   }
@@ -32,13 +32,21 @@ function create(addon: Addon, name: string, byteLength: number): Segment | null 
     return addon.createSegment(segmentName(name), byteLength)
   } catch (cause) {
     if (codeOf(cause) === 'EEXIST') return null
+    if (codeOf(cause) === 'ENOSPC') throw new OutOfMemoryError((cause as Error).message, { cause })
     throw new BackendUnavailableError(`No shared memory: ${cause instanceof Error ? cause.message : cause}`, { cause })
   }
 }
 
-async function open(addon: Addon, name: string, byteLength: number, { deadline, timeoutMs, call, signal }: Wait): Promise<Segment> {
+async function open(
+  addon: Addon,
+  name: string,
+  byteLength: number,
+  { deadline, timeoutMs, call, signal }: Wait,
+  look: () => void,
+): Promise<Segment> {
   for (;;) {
     signal?.throwIfAborted()
+    look()
     try {
       const segment = addon.openSegment(segmentName(name))
       if (segment.buffer.byteLength > 0) return segment

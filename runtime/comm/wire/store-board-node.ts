@@ -7,6 +7,8 @@ import { bytesText, type Fault, textBytes } from './store-protocol.ts'
 
 /** Calls of each rank that a message tells of. */
 const TOLD = 4
+/** Letters of a call that others are told: 256 of them fit into a frame of the store. */
+const CALL_LENGTH = 500
 
 /** An error may be given for one. */
 export interface Failure {
@@ -119,7 +121,7 @@ export class StoreBoard {
   /** The last few calls of every rank that has told them. */
   history(): string {
     const told = (rank: number): string => {
-      const calls = rank === this.#rank ? this.record.calls(TOLD) : this.#told.get(rank)
+      const calls = rank === this.#rank ? this.record.calls(TOLD) : this.#told.get(rank)?.slice(-TOLD)
       return calls ? calls.join(', ') || 'none' : 'not known'
     }
     return this.#members.map((name, rank) => `rank ${name}: ${told(rank)}`).join('; ')
@@ -141,7 +143,10 @@ export class StoreBoard {
   }
 
   async #tell(): Promise<void> {
-    await this.#store.set(`${this.#scope}/calls/${this.#rank}`, textBytes(JSON.stringify(this.record.calls(TOLD))))
+    await this.#store.set(
+      `${this.#scope}/calls/${this.#rank}`,
+      textBytes(JSON.stringify(this.record.calls().map((call) => call.slice(0, CALL_LENGTH)))),
+    )
   }
 
   #change(): void {

@@ -29,6 +29,7 @@ export const platform: Platform = {
     throw new BackendUnavailableError('In a page all ranks share one thread; values are not carried between threads')
   },
   deserialize: (bytes) => bytes,
+  onExit: () => () => {},
   publish: () => {},
   addon: () => null,
 }

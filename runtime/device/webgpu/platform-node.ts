@@ -11,6 +11,12 @@ type Dawn = { create(options: string[]): GPU; globals: Record<string, unknown> }
 /** The search that is under way. One at a time: an environment variable chooses the software driver. */
 let search: Promise<unknown> = Promise.resolve()
 
+/** To be called when this thread or process ends; one listener for all. */
+const exits = new Set<() => void>()
+const onExit = (): void => {
+  for (const listener of [...exits]) listener()
+}
+
 export const platform: Platform = {
   findAdapter(choice: AdapterChoice): Promise<FoundAdapter> {
     const found = search.then(() => find(choice))
@@ -24,6 +30,14 @@ export const platform: Platform = {
     return new Uint8Array(buffer as ArrayBuffer, byteOffset, byteLength)
   },
   deserialize: (bytes) => deserialize(bytes),
+  onExit(listener) {
+    if (exits.size === 0) process.on('exit', onExit)
+    exits.add(listener)
+    return () => {
+      exits.delete(listener)
+      if (exits.size === 0) process.off('exit', onExit)
+    }
+  },
   publish(name, event) {
     const found = channel(name)
     if (found.hasSubscribers) found.publish(event)

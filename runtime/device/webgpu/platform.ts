@@ -26,6 +26,8 @@ export interface Platform {
   serialize(value: unknown): Uint8Array<ArrayBuffer>
   /** What `serialize` made of a value. `bytes` lie in memory of their own. */
   deserialize(bytes: Uint8Array<ArrayBuffer>): unknown
+  /** Calls `listener` when this thread or process ends by itself; returns how to stop that. */
+  onExit(listener: () => void): () => void
   /** Tells whoever listens to this diagnostics channel. */
   publish(channel: string, event: object): void
   /** The native addon, where it is built. */
