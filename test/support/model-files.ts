@@ -12,10 +12,12 @@ export interface MemoryFolder extends ModelFolder {
   openNow: number
 }
 
+/** A folder of `files`; one that holds `model.gguf` is that model. */
 export function memoryFolder(files: Files, mergeGap?: number): MemoryFolder {
   const bytesOf = (file: string) => (Object.hasOwn(files, file) ? toBytes(files[file] as Uint8Array | string) : null)
   const folder: MemoryFolder = {
     name: 'memory',
+    ...(Object.hasOwn(files, 'model.gguf') && { gguf: 'model.gguf' }),
     reads: [],
     opened: [],
     openNow: 0,
