@@ -18,7 +18,7 @@ const config: ViteUserConfig = defineConfig({
     projects: [
       {
         extends: true,
-        test: { ...shared, name: 'unit', include: ['test/{core,scheduler,model,native,package,wire}/**/*.test.ts'], maxWorkers: 2 },
+        test: { ...shared, name: 'unit', include: ['test/{core,cpu,scheduler,model,native,package,wire}/**/*.test.ts'], maxWorkers: 2 },
       },
       {
         extends: true,

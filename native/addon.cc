@@ -34,6 +34,9 @@ Napi::Value Features(const Napi::CallbackInfo& info) {
 
 Napi::Object Init(Napi::Env env, Napi::Object exports) {
   exports.Set("features", Napi::Function::New(env, Features, "features"));
+#ifdef RANKMESH_CPU
+  rankmesh::InitCpu(env, exports);
+#endif
   rankmesh::InitLane(env, exports);
   rankmesh::InitReduce(env, exports);
   rankmesh::InitSegment(env, exports);

@@ -4,6 +4,9 @@
 
 namespace rankmesh {
 
+#ifdef RANKMESH_CPU
+void InitCpu(Napi::Env env, Napi::Object exports);
+#endif
 void InitLane(Napi::Env env, Napi::Object exports);
 void InitReduce(Napi::Env env, Napi::Object exports);
 void InitSegment(Napi::Env env, Napi::Object exports);

@@ -26,7 +26,7 @@ function obstacle() {
 
 function isUpToDate() {
   if (!existsSync(built)) return false
-  const files = readdirSync(join(root, 'native')).filter((name) => /\.(cc|h)$/.test(name))
+  const files = readdirSync(join(root, 'native'), { recursive: true }).filter((name) => /\.(cc|h|inc)$/.test(name))
   const sources = ['CMakeLists.txt', ...files.map((name) => join('native', name))]
   const time = statSync(built).mtimeMs
   return sources.every((name) => statSync(join(root, name)).mtimeMs <= time)

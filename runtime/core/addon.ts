@@ -84,6 +84,31 @@ export interface GlooStore {
   get(key: string, timeoutMs: number): Promise<Uint8Array>
 }
 
+/** What runs the commands of a CPU device: memory and queues, by number. */
+export interface CpuEngine {
+  /** What the kernels are made for. */
+  readonly kernels: string
+  /** Memory aligned to 64 bytes where it is native. @throws RangeError where there is none left. */
+  allocate(byteLength: number): { id: number; buffer: ArrayBuffer }
+  /** Takes the memory back once the commands that use it have run; `buffer` becomes empty. */
+  free(id: number, buffer: ArrayBuffer): void
+  /** A queue, with a thread of its own where it is native: on processor `core` of those this process may use, or on any (-1). */
+  createQueue(core: number): CpuQueue
+}
+
+export interface CpuQueue {
+  readonly id: number
+  /** Hands over commands (the first `count` of `words`, as runtime/device/cpu/commands.ts writes them). @throws RangeError for no commands. */
+  submit(words: Float64Array, count: number): void
+  /** Resolves with true once everything submitted has run, with false where the queue is closed before. */
+  finish(): Promise<boolean>
+  /** From now on kernels are timed, until `measured` gives what they took, summed by op and types. */
+  measure(): void
+  measured(): { op: number; types: readonly number[]; runs: number; nanoseconds: number }[]
+  /** Ends it behind the command that it runs. */
+  close(): void
+}
+
 export interface Addon {
   features(): Features
   /** Stores `epoch` as this member's and wakes who sleeps on it. */
@@ -106,6 +131,8 @@ export interface Addon {
   createReducer(lane: LaneWords, memory: readonly ArrayBufferView[], epoch: Int32Array, block: number): Reduce
   /** out[i] = ((parts[0][i] + parts[1][i]) + parts[2][i]) + ..., float32, vectorised, in this order. Views of equal length. */
   sumFloat32(parts: readonly Float32Array[], out: Float32Array): void
+  /** The CPU device's kernels; not there where the compiler was of a kind that they do not know. */
+  createCpuEngine?(): CpuEngine
   /** A new segment of zeroes, readable by this user alone. @throws where the name is taken or the memory is not there. */
   createSegment(name: string, byteLength: number): Segment
   /** @throws an Error with code ENOENT where there is none (yet). */

@@ -1,18 +1,23 @@
-// Opens a device by the name people know it by: `webgpu`, `webgpu:1`, `webgpu:software`, `webgpu:<part of the adapter's name>`.
+// Opens a device by the name people know it by: `cpu`, `webgpu`, `webgpu:1`, `webgpu:software`, `webgpu:<part of the adapter's name>`.
 import { platform } from '#platform'
 import { BackendUnavailableError, invalidArgument } from '../core/errors.ts'
+import { CpuDevice } from './cpu/device.ts'
 import type { Device } from './device.ts'
 import { WebGpuDevice } from './webgpu/device.ts'
 
 /**
  * @throws ERR_ARGUMENT for a name of no kind of device, ERR_BACKEND_UNAVAILABLE where it is absent, with what was tried.
- * The variable RANKMESH_ADAPTER (`software`, an index, part of a name) stands in where the name is just `webgpu`.
+ * The variable RANKMESH_ADAPTER (`software`, an index, part of a name) stands in where the name is just `webgpu`. With RANKMESH_PIN=1 each
+ * rank's thread on a CPU device stays on a processor core of its own, as far as there are.
  */
 export async function openDevice(name: string): Promise<Device> {
   const [kind, rest] = typeof name === 'string' ? split(name) : ['', undefined]
   if (kind === 'cuda')
-    throw new BackendUnavailableError('CUDA devices need the native addon, which this version does not have yet; use webgpu')
-  if (kind !== 'webgpu') throw invalidArgument('device', "'webgpu', 'webgpu:<index>', 'webgpu:software' or 'webgpu:<adapter name>'", name)
+    throw new BackendUnavailableError('CUDA devices need the native addon, which this version does not have yet; use webgpu or cpu')
+  if (kind === 'cpu' && !rest)
+    return CpuDevice.open(platform.addon()?.createCpuEngine?.() ?? null, { pinned: platform.env('RANKMESH_PIN') === '1' })
+  if (kind !== 'webgpu')
+    throw invalidArgument('device', "'webgpu', 'cpu', 'webgpu:<index>', 'webgpu:software' or 'webgpu:<adapter name>'", name)
   const which = rest ?? platform.env('RANKMESH_ADAPTER')
   if (which === undefined || which === '') return WebGpuDevice.open(platform, {}, 'webgpu:0')
   if (which === 'software') return WebGpuDevice.open(platform, { software: true }, 'webgpu:software')

@@ -1,0 +1,211 @@
+// Reads commands: for each op its numbers, types, flags and operands, in the order in which runtime/device/cpu/commands.ts lists them.
+#include "commands.h"
+
+#include <cmath>
+#include <new>
+#include <string>
+
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
+
+namespace rankmesh::cpu {
+namespace {
+
+/** No size that a command gives is larger. */
+constexpr double kMost = 1ull << 48;
+
+class Reader {
+ public:
+  Reader(const double* words, size_t count, const Registry& registry) : words_(words), left_(count), registry_(registry) {}
+
+  bool empty() const { return left_ == 0; }
+
+  Command Next() {
+    Command command{};
+    command_ = &command;
+    numbers_ = operands_ = types_ = flags_ = 0;
+    const auto op = static_cast<uint32_t>(Size(kOps - 1));
+    command.call.op = static_cast<Op>(op);
+    switch (command.call.op) {
+      case kWait:
+        Wait();
+        break;
+      case kEmbedding: {
+        const auto tokens = Number(), n = Number(), rows = Number();
+        Number();
+        const auto from = Float(), to = Float();
+        Operand(tokens * 4, 4), Operand(rows * n * from, from), Operand(tokens * n * to, to);
+        break;
+      }
+      case kMatmul:
+      case kMatmulTree: {
+        const auto tokens = Number(), k = Number(), outs = Number();
+        double nodes = 1;
+        if (command.call.op == kMatmulTree) {
+          const auto block = Number(), first = Number();
+          if (k < 1 || block < 4 || std::fmod(block, 4) != 0 || std::fmod(k, 4) != 0 || first + std::ceil(k / block) > 65536) Fail("a tree that cannot be");
+          nodes = Nodes(first, std::ceil(k / block));
+        }
+        const auto x = Float(), w = Float();
+        const bool bias = Flag();
+        if (command.call.op == kMatmulTree && Flag()) nodes = 1;
+        Operand(tokens * k * x, x), Operand(outs * k * w, w), Operand(bias ? outs * 4 : 0, bias ? 4 : 1), Operand(nodes * tokens * outs * 4, 4);
+        break;
+      }
+      case kRope: {
+        const auto tokens = Number(), heads = Number(), kv = Number(), dim = Number(), start = Number();
+        if (std::fmod(dim, 2) != 0) Fail("an odd head size");
+        Operand(tokens * (heads + 2 * kv) * dim * 4, 4), Operand((start + tokens) * dim * 4, 4), Operand(tokens * heads * dim * 4, 4);
+        Operand((start + tokens) * kv * dim * 4, 4), Operand((start + tokens) * kv * dim * 4, 4);
+        break;
+      }
+      case kAttention: {
+        const auto tokens = Number(), heads = Number(), kv = Number(), dim = Number(), start = Number();
+        Number();
+        Scalar();
+        if (kv < 1 || std::fmod(heads, kv) != 0) Fail("heads that kv heads do not divide");
+        Operand(tokens * heads * dim * 4, 4);
+        for (int i = 0; i < 2; i++) Operand((start + tokens) * kv * dim * 4, 4);
+        Operand(tokens * heads * dim * 4, 4);
+        break;
+      }
+      case kSiluMul: {
+        const auto rows = Number(), n = Number(), type = Float();
+        Operand(rows * 2 * n * type, type), Operand(rows * n * type, type);
+        break;
+      }
+      case kRmsNorm: {
+        const auto rows = Number(), n = Number(), type = Float();
+        Scalar();
+        Flag();
+        Operand(rows * n * type, type), Operand(n * type, type), Operand(rows * n * type, type);
+        break;
+      }
+      case kAdd: {
+        const auto n = Number(), type = Float(kWord);
+        for (int i = 0; i < 3; i++) Operand(n * type, type);
+        break;
+      }
+      case kSoftmax: {
+        const auto rows = Number(), n = Number();
+        if (n < 1) Fail("empty rows");
+        for (int i = 0; i < 2; i++) Operand(rows * n * 4, 4);
+        break;
+      }
+      case kTopK: {
+        const auto rows = Number(), n = Number(), k = Number();
+        if (k < 1 || k > n) Fail("a k that is not in [1, n]");
+        Operand(rows * n * 4, 4), Operand(rows * k * 4, 4), Operand(rows * k * 4, 4);
+        break;
+      }
+      case kCast: {
+        const auto n = Number(), from = Float(), to = Float();
+        Operand(n * from, from), Operand(n * to, to);
+        break;
+      }
+      case kCopy: {
+        const auto bytes = Number();
+        Operand(bytes, 1), Operand(bytes, 1);
+        break;
+      }
+      case kOps:
+        break;
+    }
+    return command;
+  }
+
+ private:
+  [[noreturn]] void Fail(const std::string& what) const {
+    throw BadCommand("command of op " + std::to_string(command_->call.op) + " has " + what);
+  }
+
+  double Word() {
+    if (left_ == 0) Fail("too few words");
+    left_--;
+    return *words_++;
+  }
+
+  double Size(double most = kMost) {
+    const double value = Word();
+    if (!(value >= 0 && value <= most && value == std::floor(value))) Fail("a number that is no size: " + std::to_string(value));
+    return value;
+  }
+
+  double Number() {
+    const double value = Size();
+    command_->call.numbers[numbers_++] = static_cast<size_t>(value);
+    return value;
+  }
+
+  /** Bytes of an element. */
+  double Float(Type most = kF16) {
+    const auto type = static_cast<Type>(Size(most));
+    command_->call.types[types_++] = type;
+    return static_cast<double>(SizeOf(type));
+  }
+
+  bool Flag() { return command_->call.flags[flags_++] = Size(1) != 0; }
+
+  void Scalar() { command_->call.scalar = static_cast<float>(Word()); }
+
+  void Operand(double bytes, double alignment) {
+    const auto id = static_cast<uint32_t>(Size(UINT32_MAX));
+    const double offset = Size();
+    const auto found = registry_.blocks.find(id);
+    if (found == registry_.blocks.end()) Fail("an operand in block " + std::to_string(id) + ", which is not there");
+    const auto& block = found->second;
+    if (!(offset + bytes <= static_cast<double>(block->bytes))) Fail("an operand that passes the end of its block");
+    if (std::fmod(offset, alignment) != 0) Fail("an operand that is not aligned");
+    command_->call.operands[operands_] = block->data + static_cast<size_t>(offset);
+    command_->blocks[operands_++] = block;
+  }
+
+  void Wait() {
+    const auto queue = static_cast<size_t>(Size(UINT32_MAX));
+    if (queue >= registry_.queues.size()) Fail("a queue that is not there");
+    command_->other = registry_.queues[queue];
+    command_->epoch = static_cast<uint64_t>(Size());
+  }
+
+  /** Whole subtrees of blocks [first, first + count). */
+  static double Nodes(double first, double count) {
+    double nodes = 0;
+    for (auto at = static_cast<uint64_t>(first), end = at + static_cast<uint64_t>(count); at < end; nodes++) {
+      uint64_t width = 1;
+      while (at % (2 * width) == 0 && at + 2 * width <= end) width *= 2;
+      at += width;
+    }
+    return nodes;
+  }
+
+  const double* words_;
+  size_t left_;
+  const Registry& registry_;
+  Command* command_ = nullptr;
+  size_t numbers_ = 0, operands_ = 0, types_ = 0, flags_ = 0;
+};
+
+/** Large blocks begin at a page of this size, so that the system may map them by such pages. */
+constexpr size_t kHugePage = 1 << 21;
+
+size_t AlignmentOf(size_t bytes) { return bytes >= kHugePage ? kHugePage : 64; }
+
+}  // namespace
+
+Block::Block(size_t size) : data(static_cast<std::byte*>(::operator new[](size, std::align_val_t(AlignmentOf(size))))), bytes(size) {
+#ifdef __linux__
+  if (bytes >= kHugePage) madvise(data, bytes, MADV_HUGEPAGE);
+#endif
+}
+
+Block::~Block() { ::operator delete[](data, std::align_val_t(AlignmentOf(bytes))); }
+
+std::vector<Command> ReadCommands(const double* words, size_t count, const Registry& registry) {
+  std::vector<Command> commands;
+  Reader reader(words, count, registry);
+  while (!reader.empty()) commands.push_back(reader.Next());
+  return commands;
+}
+
+}  // namespace rankmesh::cpu

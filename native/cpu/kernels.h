@@ -1,0 +1,58 @@
+// The operations of the CPU device as calls without checks: what a queue runs, once for each kind of processor.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+
+namespace rankmesh::cpu {
+
+/** As runtime/device/cpu/commands.ts numbers them. */
+enum Op : uint32_t { kWait, kEmbedding, kMatmul, kMatmulTree, kRope, kAttention, kSiluMul, kRmsNorm, kAdd, kSoftmax, kTopK, kCast, kCopy, kOps };
+enum Type : uint8_t { kF32, kBf16, kF16, kWord };
+
+constexpr size_t SizeOf(Type type) { return type == kF32 || type == kWord ? 4 : 2; }
+
+constexpr size_t kOperands = 5;
+constexpr size_t kNumbers = 6;
+
+/** One operation: its sizes and operands in the order in which commands.cc reads them. */
+struct Call {
+  Op op;
+  Type types[2];
+  bool flags[2];
+  float scalar;
+  size_t numbers[kNumbers];
+  std::byte* operands[kOperands];
+};
+
+/** Memory of one thread for intermediate results, aligned to 64 bytes. */
+class Scratch {
+ public:
+  Scratch() = default;
+  Scratch(const Scratch&) = delete;
+  ~Scratch();
+  /** Throws std::bad_alloc. What it gave before is gone. */
+  float* Take(size_t floats);
+
+ private:
+  float* data_ = nullptr;
+  size_t floats_ = 0;
+};
+
+using Kernel = void (*)(const Call&, Scratch&);
+
+struct Kernels {
+  const char* name;
+  /** By Op; null for kWait. */
+  Kernel run[kOps];
+};
+
+extern const Kernels kPlainKernels;
+#ifdef RANKMESH_X86_KERNELS
+extern const Kernels kAvx2Kernels;
+extern const Kernels kAvx512Kernels;
+#endif
+
+/** The best ones for this processor. */
+const Kernels& ChooseKernels();
+
+}  // namespace rankmesh::cpu

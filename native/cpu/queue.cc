@@ -1,0 +1,187 @@
+// The thread of a queue. It looks for work a little while before it sleeps, since the next command often comes at once.
+#include "queue.h"
+
+#include <algorithm>
+#include <chrono>
+
+#ifdef __linux__
+#include <pthread.h>
+#include <sched.h>
+#endif
+
+namespace rankmesh::cpu {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+/** Looks before the thread sleeps: some 10 microseconds. */
+constexpr int kSpins = 300;
+
+void Pause() {
+#if defined(__x86_64__) || defined(__i386__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  asm volatile("isb");
+#else
+  std::this_thread::yield();
+#endif
+}
+
+/** Keeps this thread on the processor that comes at `core` among those it may run on. */
+void Pin(int core) {
+#ifdef __linux__
+  cpu_set_t allowed;
+  if (core < 0 || sched_getaffinity(0, sizeof allowed, &allowed) != 0) return;
+  for (int cpu = 0; cpu < CPU_SETSIZE; cpu++) {
+    if (!CPU_ISSET(cpu, &allowed) || core-- > 0) continue;
+    cpu_set_t one;
+    CPU_ZERO(&one);
+    CPU_SET(cpu, &one);
+    pthread_setaffinity_np(pthread_self(), sizeof one, &one);
+    return;
+  }
+#else
+  (void)core;
+#endif
+}
+
+}  // namespace
+
+Queue::Queue(Napi::Env env, const Kernels& kernels, std::shared_ptr<Progress> progress, int core)
+    : env_(env), kernels_(kernels), progress_(std::move(progress)), core_(core) {
+  const auto name = Napi::String::New(env, "rankmesh cpu queue");
+  if (napi_create_threadsafe_function(env, nullptr, nullptr, name, 0, 1, nullptr, nullptr, this, Settle, &settle_) != napi_ok)
+    throw Napi::Error::New(env);
+  napi_unref_threadsafe_function(env, settle_);
+  // Hooks run last first: the thread has ended when Node closes the function that it calls.
+  napi_add_env_cleanup_hook(env, Cleanup, this);
+}
+
+Queue::~Queue() {
+  {
+    const std::lock_guard lock(mutex_);
+    drain_ = true;
+  }
+  work_.notify_all();
+  if (thread_.joinable()) thread_.join();
+  Stop();
+}
+
+void Queue::Submit(std::vector<Command> commands) {
+  if (stop_) return;
+  {
+    const std::lock_guard lock(mutex_);
+    if (!thread_.joinable()) thread_ = std::thread([this] { Run(); });
+    jobs_.push_back({std::move(commands)});
+    waiting_++;
+  }
+  work_.notify_one();
+}
+
+Napi::Promise Queue::Finish(Napi::Env env) {
+  napi_deferred deferred;
+  napi_value promise;
+  if (napi_create_promise(env, &deferred, &promise) != napi_ok) throw Napi::Error::New(env);
+  if (stop_) {
+    Resolve(env, deferred, false);
+    return Napi::Promise(env, promise);
+  }
+  if (unsettled_.empty()) napi_ref_threadsafe_function(env, settle_);
+  unsettled_.push_back(deferred);
+  {
+    const std::lock_guard lock(mutex_);
+    if (!thread_.joinable()) thread_ = std::thread([this] { Run(); });
+    jobs_.push_back({{}, deferred});
+    waiting_++;
+  }
+  work_.notify_one();
+  return Napi::Promise(env, promise);
+}
+
+void Queue::Run() {
+  Pin(core_);
+  for (;;) {
+    for (int spins = 0; spins < kSpins && waiting_ == 0 && !stop_; spins++) Pause();
+    Job job;
+    {
+      std::unique_lock lock(mutex_);
+      work_.wait(lock, [this] { return stop_ || drain_ || !jobs_.empty(); });
+      if (stop_ || jobs_.empty()) return;
+      job = std::move(jobs_.front());
+      jobs_.pop_front();
+      waiting_--;
+    }
+    for (Command& command : job.commands) {
+      if (stop_) return;
+      RunCommand(command);
+      command.blocks = {};
+      progress_->completed.fetch_add(1, std::memory_order_release);
+    }
+    if (job.deferred) napi_call_threadsafe_function(settle_, job.deferred, napi_tsfn_nonblocking);
+  }
+}
+
+void Queue::RunCommand(const Command& command) {
+  const Call& call = command.call;
+  if (call.op == kWait) return WaitFor(command);
+  if (!measure_) return kernels_.run[call.op](call, scratch_);
+  const auto start = Clock::now();
+  kernels_.run[call.op](call, scratch_);
+  const auto took = std::chrono::duration_cast<std::chrono::nanoseconds>(Clock::now() - start).count();
+  const std::lock_guard lock(mutex_);
+  Times& times = times_[{call.op, call.types[0], call.types[1]}];
+  times.runs++;
+  times.nanoseconds += static_cast<uint64_t>(took);
+}
+
+void Queue::WaitFor(const Command& command) const {
+  for (int spins = 0; command.other->completed.load(std::memory_order_acquire) < command.epoch && !stop_; spins++) {
+    if (spins < kSpins) Pause();
+    else std::this_thread::sleep_for(std::chrono::microseconds(20));
+  }
+}
+
+void Queue::Measure() {
+  const std::lock_guard lock(mutex_);
+  times_.clear();
+  measure_ = true;
+}
+
+std::map<Queue::Variant, Queue::Times> Queue::Measured() {
+  const std::lock_guard lock(mutex_);
+  measure_ = false;
+  return std::move(times_);
+}
+
+void Queue::Settle(napi_env env, napi_value, void* context, void* deferred) {
+  auto* const self = static_cast<Queue*>(context);
+  // Where Stop was faster, it has settled this one.
+  const auto found = std::find(self->unsettled_.begin(), self->unsettled_.end(), deferred);
+  if (!env || found == self->unsettled_.end()) return;
+  self->unsettled_.erase(found);
+  Resolve(env, static_cast<napi_deferred>(deferred), true);
+  if (self->unsettled_.empty()) napi_unref_threadsafe_function(env, self->settle_);
+}
+
+void Queue::Resolve(napi_env env, napi_deferred deferred, bool done) {
+  napi_value result;
+  // A thread that is being terminated settles nothing: what these return does not matter then.
+  if (napi_get_boolean(env, done, &result) == napi_ok) napi_resolve_deferred(env, deferred, result);
+}
+
+void Queue::Stop(Napi::Env env) {
+  if (stop_.exchange(true)) return;
+  {
+    const std::lock_guard lock(mutex_);
+  }
+  work_.notify_all();
+  if (thread_.joinable()) thread_.join();
+  jobs_.clear();
+  for (const napi_deferred deferred : unsettled_)
+    if (static_cast<napi_env>(env)) Resolve(env, deferred, false);
+  unsettled_.clear();
+  napi_remove_env_cleanup_hook(env_, Cleanup, this);
+  napi_release_threadsafe_function(settle_, napi_tsfn_abort);
+}
+
+}  // namespace rankmesh::cpu

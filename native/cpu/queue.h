@@ -1,0 +1,75 @@
+// A queue: one thread that runs the commands of one rank in order, and settles promises where JavaScript waits for it.
+#pragma once
+#include <napi.h>
+
+#include <condition_variable>
+#include <deque>
+#include <map>
+#include <mutex>
+#include <thread>
+#include <tuple>
+
+#include "commands.h"
+
+namespace rankmesh::cpu {
+
+class Queue {
+ public:
+  /** What the runs of one kernel took. */
+  struct Times {
+    uint64_t runs = 0;
+    uint64_t nanoseconds = 0;
+  };
+  /** Op, and the types of its operands. */
+  using Variant = std::tuple<uint32_t, uint32_t, uint32_t>;
+
+  /** `core` counts the processors that this process may run on; negative: any of them. */
+  Queue(Napi::Env env, const Kernels& kernels, std::shared_ptr<Progress> progress, int core);
+  Queue(const Queue&) = delete;
+  /** Runs what was submitted to its end. */
+  ~Queue();
+
+  /** On the JavaScript thread, as all below: hands commands over and returns. After Stop nothing runs. */
+  void Submit(std::vector<Command> commands);
+  /** A promise of true once everything submitted so far has run, of false where the queue ends before. Keeps the event loop alive. */
+  Napi::Promise Finish(Napi::Env env);
+  /** Begins to measure, or gives what was measured since. */
+  void Measure();
+  std::map<Variant, Times> Measured();
+  /** Ends the thread after the command that it runs; settles what waits, where the environment still lives. */
+  void Stop(Napi::Env env = nullptr);
+
+ private:
+  struct Job {
+    std::vector<Command> commands;
+    napi_deferred deferred = nullptr;
+  };
+
+  void Run();
+  void RunCommand(const Command& command);
+  void WaitFor(const Command& command) const;
+  static void Settle(napi_env env, napi_value, void* queue, void* deferred);
+  static void Resolve(napi_env env, napi_deferred deferred, bool done);
+  static void Cleanup(void* queue) { static_cast<Queue*>(queue)->Stop(); }
+
+  napi_env env_;
+  const Kernels& kernels_;
+  const std::shared_ptr<Progress> progress_;
+  const int core_;
+  Scratch scratch_;
+  napi_threadsafe_function settle_ = nullptr;
+  /** On the JavaScript thread: promises that are not settled. */
+  std::deque<napi_deferred> unsettled_;
+  std::mutex mutex_;
+  std::condition_variable work_;
+  std::deque<Job> jobs_;
+  /** Jobs in `jobs_`, to be looked at without the lock. */
+  std::atomic<size_t> waiting_ = 0;
+  std::atomic<bool> stop_ = false;
+  bool drain_ = false;
+  std::atomic<bool> measure_ = false;
+  std::map<Variant, Times> times_;
+  std::thread thread_;
+};
+
+}  // namespace rankmesh::cpu

@@ -1,0 +1,57 @@
+// Commands of the CPU device as words: an op, its sizes, types and flags, its operands as block and offset. Read by native/cpu/commands.cc
+// and by loops.ts, in the order of the columns here.
+
+/** What a command does. Wait is not for tensors: it holds a queue until another one has run so many commands. */
+export const OP = {
+  /** queue, epoch */
+  wait: 0,
+  /** tokens, n, rows, first; type of table, of y; ids, table, y */
+  embedding: 1,
+  /** tokens, k, outs; type of x, of w; has bias; x, w, bias, y */
+  matmul: 2,
+  /** tokens, k, outs, block, first; type of x, of w; has bias, whole; x, w, bias, y */
+  matmulTree: 3,
+  /** tokens, heads, kvHeads, dim, start; x, table, q, keys, values */
+  rope: 4,
+  /** tokens, heads, kvHeads, dim, start, window; scale; q, keys, values, y */
+  attention: 5,
+  /** rows, n; type; x, y */
+  siluMul: 6,
+  /** rows, n; type; eps; zero-centred; x, weight, y */
+  rmsNorm: 7,
+  /** n; type; a, b, y */
+  add: 8,
+  /** rows, n; x, y */
+  softmax: 9,
+  /** rows, n, k; x, values, indices */
+  topK: 10,
+  /** n; type of x, of y; x, y */
+  cast: 11,
+  /** bytes; from, to */
+  copy: 12,
+} as const
+
+export type OpName = keyof typeof OP
+
+/** Element types as commands name them; 32-bit integers of both kinds are words. */
+export const TYPE = { f32: 0, bf16: 1, f16: 2, i32: 3, u32: 3 } as const
+
+export const OP_NAMES: readonly OpName[] = Object.keys(OP) as OpName[]
+export const TYPE_NAMES = ['f32', 'bf16', 'f16', 'word'] as const
+
+/** How many of an op's type words there are. */
+export const OP_TYPES: Readonly<Record<OpName, 0 | 1 | 2>> = {
+  wait: 0,
+  embedding: 2,
+  matmul: 2,
+  matmulTree: 2,
+  rope: 0,
+  attention: 0,
+  siluMul: 1,
+  rmsNorm: 1,
+  add: 1,
+  softmax: 0,
+  topK: 0,
+  cast: 2,
+  copy: 0,
+}

@@ -1,0 +1,167 @@
+// The compute operations of a CPU device: each checks its operands, then records one command.
+import { type DType, dtypeSize } from '../../core/dtype.ts'
+import { type Shape, sizeOf } from '../../core/shape.ts'
+import { Tensor } from '../../core/tensor.ts'
+import { expectDType, expectShape } from '../checks.ts'
+import type { Attention, RopeAppend, TreeProduct } from '../device.ts'
+import * as check from '../operands.ts'
+import { OP, TYPE } from './commands.ts'
+import type { CpuDevice } from './device.ts'
+import { cpuStorage, writableStorage } from './memory.ts'
+import type { Operand } from './queue.ts'
+
+export function embedding(
+  device: CpuDevice,
+  ids: Tensor,
+  table: Tensor,
+  { first = 0, dtype = 'float32', out }: { first?: number; dtype?: DType; out?: Tensor } = {},
+): Tensor {
+  const { tokens, n, rows, weight, element } = check.checkEmbedding(ids, table, first, out?.dtype ?? dtype)
+  const y = result(device, [ids, table], out, [tokens, n], out?.dtype ?? dtype)
+  if (y.size > 0) record(device, OP.embedding, [tokens, n, rows, first, TYPE[weight], TYPE[element]], [ids, table, y], [2])
+  return y
+}
+
+export function matmul(device: CpuDevice, x: Tensor, w: Tensor, { bias, out }: { bias?: Tensor | undefined; out?: Tensor } = {}): Tensor {
+  const { tokens, k, outs, element, weight } = check.checkMatmul(x, w, bias)
+  const y = result(device, bias ? [x, w, bias] : [x, w], out, [tokens, outs], 'float32')
+  const numbers = [tokens, k, outs, TYPE[element], TYPE[weight], Number(bias !== undefined)]
+  if (y.size > 0) record(device, OP.matmul, numbers, [x, w, bias ?? x, y], [3])
+  return y
+}
+
+export function matmulTree(device: CpuDevice, x: Tensor, w: Tensor, options: TreeProduct): Tensor {
+  const { block, first = 0, whole = false, bias, out } = options
+  const { tokens, k, outs, element, weight, shape } = check.checkTree(x, w, options)
+  const y = result(device, bias ? [x, w, bias] : [x, w], out, shape, 'float32')
+  const numbers = [tokens, k, outs, block, first, TYPE[element], TYPE[weight], Number(bias !== undefined), Number(whole)]
+  if (y.size > 0) record(device, OP.matmulTree, numbers, [x, w, bias ?? x, y], [3])
+  return y
+}
+
+export function ropeAppend(device: CpuDevice, x: Tensor, options: RopeAppend): Tensor {
+  const { table, keys, values, heads, kvHeads, dim, start, out } = options
+  const tokens = check.checkRope(x, options)
+  for (const cache of [keys, values]) writableStorage(device.memory, cache.storage)
+  const y = result(device, [x, table], out, [tokens, heads * dim], 'float32')
+  if (tokens > 0) record(device, OP.rope, [tokens, heads, kvHeads, dim, start], [x, table, y, keys, values], [2, 3, 4])
+  return y
+}
+
+export function attention(device: CpuDevice, q: Tensor, options: Attention): Tensor {
+  const { keys, values, heads, kvHeads, dim, start, window = 0, scale = 1 / Math.sqrt(dim), out } = options
+  const tokens = check.checkAttention(q, options, window, scale)
+  const y = result(device, [q, keys, values], out, [tokens, heads * dim], 'float32')
+  if (tokens > 0) record(device, OP.attention, [tokens, heads, kvHeads, dim, start, window, scale], [q, keys, values, y], [3])
+  return y
+}
+
+export function siluMul(device: CpuDevice, x: Tensor, { out }: { out?: Tensor } = {}): Tensor {
+  const { rows, n, element } = check.checkSiluMul(x)
+  const y = result(device, [x], out, [rows, n], x.dtype)
+  if (y.size > 0) record(device, OP.siluMul, [rows, n, TYPE[element]], [x, y], [1])
+  return y
+}
+
+export function rmsNorm(
+  device: CpuDevice,
+  x: Tensor,
+  weight: Tensor,
+  { eps = 1e-6, zeroCentered = false, out }: { eps?: number; zeroCentered?: boolean; out?: Tensor } = {},
+): Tensor {
+  const { rows, n, element } = check.checkRmsNorm(x, weight, eps)
+  const y = result(device, [x, weight], out, x.shape, x.dtype)
+  const numbers = [rows, n, TYPE[element], eps, Number(zeroCentered)]
+  if (y.size > 0) record(device, OP.rmsNorm, numbers, [x, weight, y], [2], IN_PLACE)
+  return y
+}
+
+export function add(device: CpuDevice, a: Tensor, b: Tensor, { out }: { out?: Tensor } = {}): Tensor {
+  const element = check.checkAdd(a, b)
+  const y = result(device, [a, b], out, a.shape, a.dtype)
+  if (y.size > 0) record(device, OP.add, [a.size, TYPE[element]], [a, b, y], [2], IN_PLACE)
+  return y
+}
+
+export function softmax(device: CpuDevice, x: Tensor, { out }: { out?: Tensor } = {}): Tensor {
+  const n = check.checkSoftmax(x)
+  const y = result(device, [x], out, x.shape, 'float32')
+  if (y.size > 0) record(device, OP.softmax, [x.size / n, n], [x, y], [1], IN_PLACE)
+  return y
+}
+
+export function topK(device: CpuDevice, x: Tensor, k: number, outIndices?: Tensor): { values: Tensor; indices: Tensor } {
+  const { rows, n } = check.checkTopK(x, k)
+  const shape = [...x.shape.slice(0, -1), k]
+  const indices = result(device, [x], outIndices, shape, 'uint32')
+  const values = Tensor.empty(shape, { device })
+  if (rows > 0) record(device, OP.topK, [rows, n, k], [x, values, indices], [1, 2])
+  return { values, indices }
+}
+
+export function cast(device: CpuDevice, x: Tensor, dtype: DType, { out }: { out?: Tensor } = {}): Tensor {
+  const { from, to } = check.checkCast(x, dtype)
+  const y = result(device, [x], out, x.shape, dtype)
+  if (y.size > 0) record(device, OP.cast, [x.size, TYPE[from], TYPE[to]], [x, y], [1], IN_PLACE)
+  return y
+}
+
+export function copy(device: CpuDevice, from: Tensor, to: Tensor): void {
+  check.checkCopy(from, to)
+  checkUsable(device, [from])
+  writableStorage(device.memory, to.storage)
+  if (from.byteLength > 0) device.queue.record(OP.copy, [from.byteLength], [operandOf(device, from), operandOf(device, to)], [1])
+}
+
+/** The op may write exactly where it reads. */
+const IN_PLACE = true
+
+/** Records a command. An operand that shares bytes with a written one is read from a copy, unless the two are the same and the op allows it. */
+function record(
+  device: CpuDevice,
+  op: number,
+  numbers: readonly number[],
+  tensors: readonly Tensor[],
+  written: readonly number[],
+  inPlace = false,
+): void {
+  const operands = tensors.map((tensor) => operandOf(device, tensor))
+  const copies: { release(): void }[] = []
+  for (const [i, tensor] of tensors.entries()) {
+    if (written.includes(i) || !written.some((w) => clash(tensor, tensors[w] as Tensor, inPlace))) continue
+    const copy = device.storage(tensor.byteLength)
+    copies.push(copy)
+    const moved = { block: copy.block, offset: 0 }
+    device.queue.record(OP.copy, [tensor.byteLength], [operands[i] as Operand, moved], [1])
+    operands[i] = moved
+  }
+  device.queue.record(op, numbers, operands, written)
+  for (const copy of copies) copy.release()
+}
+
+function clash(read: Tensor, write: Tensor, inPlace: boolean): boolean {
+  if (read.storage !== write.storage) return false
+  const same = read.byteOffset === write.byteOffset && read.byteLength === write.byteLength
+  if (same && inPlace) return false
+  return read.byteOffset < write.byteOffset + write.byteLength && write.byteOffset < read.byteOffset + read.byteLength
+}
+
+function operandOf(device: CpuDevice, tensor: Tensor): Operand {
+  return { block: cpuStorage(device.memory, tensor.storage).block, offset: tensor.byteOffset }
+}
+
+/** `out` where it fits, else a new tensor. The last check of an operation: behind it nothing fails, so nothing is queued in vain. */
+function result(device: CpuDevice, operands: readonly Tensor[], out: Tensor | undefined, shape: Shape, dtype: DType): Tensor {
+  checkUsable(device, operands)
+  if (!out) return new Tensor(device, device.allocate(sizeOf(shape) * dtypeSize(dtype)), shape, dtype)
+  expectShape(out, shape, 'out')
+  expectDType(out, dtype, 'out')
+  writableStorage(device.memory, out.storage)
+  return out
+}
+
+/** @throws ERR_DEVICE for a tensor that was disposed or is elsewhere, and on a device that is no more. */
+function checkUsable(device: CpuDevice, operands: readonly Tensor[]): void {
+  if (device.failure) throw device.failure
+  for (const tensor of operands) cpuStorage(device.memory, tensor.storage)
+}

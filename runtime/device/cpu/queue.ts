@@ -1,0 +1,130 @@
+// The commands of one rank on their way to what runs them: recorded, ordered against other ranks' use of the same memory, handed over.
+import type { CpuQueue } from '../../core/addon.ts'
+import { OP } from './commands.ts'
+import type { Block } from './memory.ts'
+
+/** Commands after which they are handed over although nobody reads yet: the rank computes while it records. */
+const COMMAND_LIMIT = 64
+
+/** Bytes of a block from `offset` on. */
+export interface Operand {
+  block: Block
+  offset: number
+}
+
+/** How far a queue has come. Blocks remember this, not the queue, so that a queue may go while they stay. */
+export class Progress {
+  readonly id: number
+  /** Commands known to have run. */
+  completed = 0
+  /** Set while there are commands that are not known to have run. */
+  queue: Queue | null = null
+
+  constructor(id: number) {
+    this.id = id
+  }
+}
+
+export class Queue {
+  readonly progress: Progress
+  readonly #native: CpuQueue
+  #words = new Float64Array(1024)
+  #length = 0
+  #pending = 0
+  /** Commands recorded so far. */
+  recorded = 0
+  /** How far this queue already waits for others. */
+  readonly #awaited = new Map<Progress, number>()
+
+  constructor(native: CpuQueue) {
+    this.#native = native
+    this.progress = new Progress(native.id)
+  }
+
+  /** `numbers` are the words between op and operands; the operands at `written` are written, the others read. */
+  record(op: number, numbers: readonly number[], operands: readonly Operand[], written: readonly number[]): void {
+    operands.forEach(({ block }, i) => void this.#order(block, written.includes(i)))
+    const epoch = this.recorded + 1
+    operands.forEach(({ block }, i) => {
+      if (!written.includes(i)) {
+        block.readers.set(this.progress, epoch)
+      } else {
+        block.writer = this.progress
+        block.written = epoch
+        block.readers.clear()
+      }
+    })
+    this.#begin(1 + numbers.length + 2 * operands.length)
+    this.#word(op)
+    for (const number of numbers) this.#word(number)
+    for (const { block, offset } of operands) {
+      this.#word(block.id)
+      this.#word(offset)
+    }
+    if (++this.#pending >= COMMAND_LIMIT) this.flush()
+  }
+
+  /** Hands over what was recorded. */
+  flush(): void {
+    if (this.#pending === 0) return
+    const length = this.#length
+    this.#length = 0
+    this.#pending = 0
+    this.#native.submit(this.#words, length)
+  }
+
+  /** Resolves with true once everything recorded before has run, with false where the device ends before. */
+  async finish(): Promise<boolean> {
+    this.flush()
+    const epoch = this.recorded
+    if (this.progress.completed >= epoch) return true
+    const done = await this.#native.finish()
+    if (done) {
+      this.progress.completed = Math.max(this.progress.completed, epoch)
+      if (this.progress.completed === this.recorded) this.progress.queue = null
+    }
+    return done
+  }
+
+  measure(): void {
+    this.#native.measure()
+  }
+
+  measured(): ReturnType<CpuQueue['measured']> {
+    return this.#native.measured()
+  }
+
+  close(): void {
+    this.#native.close()
+  }
+
+  /** Puts what comes next behind what other queues do with the block. */
+  #order(block: Block, write: boolean): void {
+    if (block.writer && block.writer !== this.progress) this.#await(block.writer, block.written)
+    if (write) for (const [reader, epoch] of block.readers) if (reader !== this.progress) this.#await(reader, epoch)
+  }
+
+  #await(other: Progress, epoch: number): void {
+    if (epoch <= other.completed || epoch <= (this.#awaited.get(other) ?? 0)) return
+    // Only what is handed over is waited for, so queues cannot wait for one another in a circle.
+    other.queue?.flush()
+    this.#awaited.set(other, epoch)
+    this.#begin(3)
+    for (const word of [OP.wait, other.id, epoch]) this.#word(word)
+    this.#pending++
+  }
+
+  /** Counts a command and makes room for its words. */
+  #begin(words: number): void {
+    this.recorded++
+    this.progress.queue = this
+    if (this.#length + words <= this.#words.length) return
+    const longer = new Float64Array(2 * this.#words.length + words)
+    longer.set(this.#words)
+    this.#words = longer
+  }
+
+  #word(word: number): void {
+    this.#words[this.#length++] = word
+  }
+}
