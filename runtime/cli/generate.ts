@@ -1,4 +1,4 @@
-// `rankmesh generate`: a user's own model folder, split over ranks, writing text to standard output.
+// `rankmesh generate`: a user's own model, split over ranks, writing text to standard output.
 import { ArgumentError } from '../core/errors.ts'
 import { formatReport } from '../model/report.ts'
 import { type RunOptions, runModel } from '../model/run.ts'
@@ -27,7 +27,7 @@ const DEFAULT_TOKENS = 200
 
 export async function generate(args: GenerateArguments): Promise<number> {
   const { model, prompt, chat, quiet = false } = args
-  if (model === undefined) throw new ArgumentError('Expected --model DIR, a Hugging Face model folder; see rankmesh --help')
+  if (model === undefined) throw new ArgumentError('Expected --model PATH, a Hugging Face model folder or a GGUF file; see rankmesh --help')
   if ((prompt === undefined) === (chat === undefined))
     throw new ArgumentError('Expected either --prompt TEXT or --chat TEXT; see rankmesh --help')
   const place = discoverRank(process.env) // one of many processes, where a launcher started them

@@ -8,8 +8,8 @@ import { run } from './run.ts'
 
 const HELP = `rankmesh: tensor parallelism for JavaScript
 
-  rankmesh generate --model DIR [--ranks N] (--prompt TEXT | --chat TEXT) [options]
-      Writes text with a Hugging Face model folder (Llama, Mistral, Qwen2; safetensors) split over N ranks.
+  rankmesh generate --model PATH [--ranks N] (--prompt TEXT | --chat TEXT) [options]
+      Writes text with a Hugging Face model folder (Llama, Mistral, Qwen2, Qwen3; safetensors) or a GGUF file, split over N ranks.
       --ranks N          ranks, 1 to 64 (default 1)
       --device NAME      webgpu, webgpu:<index>, webgpu:<part of the adapter's name>, webgpu:software (default webgpu);
                          repeat it to spread the ranks over several devices

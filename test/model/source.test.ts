@@ -1,4 +1,5 @@
 // Model folders on a disk and behind HTTP: exact ranges, names that would leave the folder, and servers of every kind.
+import { readFileSync } from 'node:fs'
 import { mkdir, mkdtemp, rm, symlink, truncate, writeFile } from 'node:fs/promises'
 import { createServer, type IncomingMessage, type Server, type ServerResponse } from 'node:http'
 import type { AddressInfo } from 'node:net'
@@ -100,12 +101,31 @@ describe('a folder on a disk', () => {
   })
 })
 
+describe('a path to a GGUF file', () => {
+  const at = (folder: { name: string; gguf?: string }) => [folder.name, folder.gguf]
+
+  test('is its folder and its name; other paths are folders', () => {
+    expect(at(fileFolder('/models/big/tiny.gguf'))).toEqual(['/models/big', 'tiny.gguf'])
+    expect(at(fileFolder('tiny.GGUF'))).toEqual(['.', 'tiny.GGUF'])
+    expect(at(fileFolder('/tiny.gguf'))).toEqual(['/', 'tiny.gguf'])
+    for (const path of ['/models/tiny.gguf/', '/models/gguf', '/models/x.gguf.d']) expect(fileFolder(path).gguf).toBeUndefined()
+    expect(at(fetchFolder('https://x.y/a%20b/tiny%20q8.gguf'))).toEqual(['https://x.y/a%20b', 'tiny q8.gguf'])
+    expect(at(fetchFolder('models/100%.gguf'))).toEqual(['models', '100%.gguf'])
+    expect(fetchFolder('https://x.y/gguf').gguf).toBeUndefined()
+  })
+
+  test('that is not there is refused by its name', async () => {
+    expect(await refusal(openWeights(fileFolder(join(tmpdir(), 'nowhere', 'tiny.gguf'))))).toEqual(formatError(/no file tiny\.gguf/))
+  })
+})
+
 describe('a folder behind HTTP', () => {
   const weights = safetensorsOf({ t: { dtype: 'U8', shape: [500, 10], bytes: CONTENT } })
   const files: Record<string, Uint8Array> = {
     'data.bin': CONTENT,
     empty: new Uint8Array(0),
     'model.safetensors': weights,
+    'tiny q8.gguf': readFileSync(new URL('../fixtures/tiny-gguf/q8_0.gguf', import.meta.url)),
     'a b#?.txt': Buffer.from('odd'),
   }
   let server: Server
@@ -164,6 +184,15 @@ describe('a folder behind HTTP', () => {
     const opened = await openWeights(fetchFolder(new URL(`${base}/ranges`)))
     expect((await opened.readSlice('t', 1, 3, 2)).bytes.slice(0, 4)).toEqual(Uint8Array.of(21, 28, 91, 98))
     expect((await opened.readSlice('t', 0, 1, 1)).bytes).toEqual(CONTENT.slice(10, 20))
+  })
+
+  test.each(['ranges', 'plain'])('reads a GGUF file, its server serving %s', async (kind) => {
+    const folder = fetchFolder(`${base}/${kind}/tiny%20q8.gguf`)
+    const gguf = await openWeights(folder)
+    const { bytes } = await gguf.readSlice('model.layers.1.mlp.down_proj.weight', 1, 256, 256)
+    const here = await openWeights(fileFolder(new URL('../fixtures/tiny-gguf/q8_0.gguf', import.meta.url).pathname))
+    expect(bytes).toEqual((await here.readSlice('model.layers.1.mlp.down_proj.weight', 1, 256, 256)).bytes)
+    await Promise.all([gguf.close(), here.close()])
   })
 
   test('knows what is there', async () => {
