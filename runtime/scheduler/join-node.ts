@@ -50,8 +50,10 @@ export async function join<T>(place: DiscoveredRank, program: Program<T>, runRan
       (value): Outcome => ({ value }),
       (error): Outcome => ({ error: carriedError.to(error), cause: error }),
     )
-    const outcomes = await unlessLost(store.client, exchange(store.client, place, outcome))
-    if ('cause' in outcome) throw outcome.cause
+    const outcomes = await unlessLost(store.client, exchange(store.client, place, outcome)).catch((lost) => {
+      throw 'cause' in outcome ? outcome.cause : lost
+    })
+    if ('cause' in outcome && !isEcho(outcome.cause)) throw outcome.cause
     const failures = outcomes.flatMap((each) => ('error' in each ? [carriedError.from(each.error)] : []))
     if (failures.length > 0) throw failures.find((error) => !isEcho(error)) ?? failures[0]
     return outcomes.map((each) => (each as { value: T }).value)

@@ -88,6 +88,11 @@ for (const placement of ['thread', 'process']) {
       expect(await run('ending', placement, '3', 'throw')).toMatchObject({ kind: 'TypeError', message: 'on purpose' })
     })
 
+    placed(placement, 'what a rank throws, its peers hear', async () => {
+      const found = await ended(process.execPath, [program, 'heard', placement, '2'])
+      expect([resultOf(found), found.err.trim()]).toEqual(['on purpose', 'heard Rank 1 failed: TypeError: on purpose'])
+    })
+
     placed(placement, 'a rank that exits: ERR_RANK_FAILED', async () => {
       expect(await run('ending', placement, '2', 'exit')).toMatchObject({
         code: 'ERR_RANK_FAILED',
@@ -165,6 +170,29 @@ describe('launchers', () => {
     const found = await ended(process.execPath, [CLI, 'run', '-n', '3', program, 'ending', 'process', '3', 'kill'])
     expect(found.code).toBe(137)
     for (const rank of [0, 2]) expect(found.out).toMatch(new RegExp(`\\[${rank}\\] .*ERR_RANK_FAILED.*"rank":1`))
+  })
+
+  placed('process', 'rankmesh run: a rank that returns early, and one that throws, as in any placement', async () => {
+    const early = await ended(process.execPath, [CLI, 'run', '-n', '3', program, 'early', 'process', '3'])
+    for (const line of lines(early.out)) expect(line).toEqual(['ERR_RANK_FAILED', expect.stringMatching(/Rank 1 has left the group/)])
+    const heard = await ended(process.execPath, [CLI, 'run', '-n', '2', program, 'heard', 'process', '2'])
+    expect(lines(heard.out)).toEqual(['on purpose', 'on purpose'])
+    expect(heard.err).toMatch(/\[0\] heard Rank 1 failed: TypeError: on purpose/)
+  })
+
+  placed('process', 'rankmesh run over two nodes: rank 0 throws, and the others hear what', async () => {
+    if (!loadAddon()?.features().gloo.available) {
+      console.log(`not run: ${loadAddon()?.features().gloo.detail}`)
+      return
+    }
+    const port = 20_000 + Math.floor(Math.random() * 10_000)
+    const node = (index: number): Promise<Ended> => {
+      const rankmesh = [CLI, 'run', '-n', '1', '--nnodes', '2', '--node-rank', `${index}`, '--master', `127.0.0.1:${port}`]
+      return ended(process.execPath, [...rankmesh, program, 'heard', 'process', '2', '0'])
+    }
+    const [first, second] = await Promise.all([node(0), node(1)])
+    expect([...lines(first.out), ...lines(second.out)]).toEqual(['on purpose', 'on purpose'])
+    expect(second.err).toMatch(/\[1\] heard Rank 0 failed: TypeError: on purpose/)
   })
 
   placed('process', 'rankmesh run over two nodes', async () => {

@@ -41,6 +41,30 @@ const programs: Record<string, () => Promise<unknown>> = {
     return text
   },
 
+  /** A rank throws, number 1 unless told otherwise; what others hear goes to standard error. Nothing that ranks start takes itself for one. */
+  async heard() {
+    const orders = process.env.RANKMESH_ORDERS
+    return launch(common, async ({ rank, host }) => {
+      if (orders !== undefined) throw new Error('a rank hands its orders on')
+      await host.barrier()
+      if (rank === Number(more[0] ?? 1)) throw new TypeError('on purpose')
+      try {
+        await host.barrier()
+      } catch (error) {
+        console.error(`heard ${(error as Error).message}`)
+        throw error
+      }
+    }).catch((error) => error.message)
+  },
+
+  /** Rank 1 returns while the others gather values. */
+  async early() {
+    return launch(common, async ({ rank, host }) => (rank === 1 ? 'a result' : host.allGather('a value'))).catch((error) => [
+      error.code,
+      error.message,
+    ])
+  },
+
   /** Rank 1 ends in some way while the others wait for it. */
   async ending() {
     const [how] = more

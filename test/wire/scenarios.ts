@@ -7,6 +7,17 @@ import type { WireHostComm } from '../../runtime/comm/wire-host.ts'
 import { RankFailedError } from '../../runtime/core/errors.ts'
 import { Random } from '../support/random.ts'
 
+/** What a call that must fail throws, as data. */
+async function errorOf(work: Promise<unknown>): Promise<{ code: string; message: string }> {
+  try {
+    await work
+  } catch (error) {
+    const { code = (error as Error).name, message } = error as { code?: string; message: string }
+    return { code, message }
+  }
+  return { code: 'none', message: '' }
+}
+
 type Scenario<D> = (host: WireHostComm, data: D) => Promise<unknown>
 
 export const sleep = (ms: number): Promise<void> => new Promise((resolve) => setTimeout(resolve, ms))
@@ -260,6 +271,61 @@ export const scenarios: Record<string, Scenario<never>> = {
       await sleep(500)
     }
     for (;;) await host.allReduce(new Int32Array(3), 'sum', timeoutMs === undefined ? {} : { timeoutMs })
+  },
+
+  /** A split after one that did not come about. */
+  async splitAgain(host) {
+    const failed = await errorOf(host.rank === 0 ? host.split({ color: 0 }) : host.barrier())
+    const part = (await host.split({ color: 0 }))!
+    return [failed.code, await part.allReduce(1)]
+  },
+
+  /** Calls behind one that waits: the signal and the deadline of rank 0's second call count although it has not had its turn. */
+  async queued(host, { how }: { how: 'signal' | 'deadline' }) {
+    await host.barrier()
+    const began = performance.now()
+    if (host.rank === 1) {
+      await sleep(1500)
+      return errorOf(host.barrier())
+    }
+    const stop = new AbortController()
+    const first = errorOf(host.barrier())
+    const second = errorOf(host.barrier(how === 'signal' ? { signal: stop.signal } : { timeoutMs: 200 }))
+    setTimeout(() => stop.abort(new RangeError('enough')), 200)
+    const told = await second
+    return { ms: performance.now() - began, second: told, first: await first }
+  },
+
+  /** More memory than there is, on all ranks. */
+  async tooMuch(host) {
+    const began = performance.now()
+    const error = await errorOf(host.allocate(2 ** 45))
+    return { code: error.code, ms: performance.now() - began }
+  },
+
+  /** Arrays that lie in the group's memory but not in this rank's own block of it. */
+  async elsewhere(host) {
+    const bytes = await host.allocate(4096)
+    const array = new Float32Array(bytes.buffer as ArrayBuffer, 0, 16)
+    await host.barrier()
+    const own = new Float32Array(bytes.buffer as ArrayBuffer, bytes.byteOffset, 16).fill(host.rank + 1)
+    const sum = await host.allReduce(own, 'sum', { inPlace: true })
+    const before = array[0]
+    return [sum[7], (await host.allReduce(host.rank === 0 ? own : new Float32Array(16).fill(before!)))[7]]
+  },
+
+  /** What a closed group does, and a group split off one that has failed. */
+  async closed(host) {
+    const child = (await host.split({ color: 0 }))!
+    const other = (await host.split({ color: 0 }))!
+    await other.barrier()
+    other.close()
+    const after = [await errorOf(other.barrier()), await errorOf(other.allReduce(new Float32Array(3)))]
+    await host.barrier()
+    if (host.rank === 0) host.end(new RankFailedError('Rank 0 failed: on purpose', { rank: 0 }))
+    else await sleep(100)
+    const ended = [await errorOf(host.barrier()), await errorOf(child.barrier()), await errorOf(child.allReduce(new Float32Array(3)))]
+    return { after, ended }
   },
 
   /** 300 different calls, then rank 1 fails; what the event of that carries. */

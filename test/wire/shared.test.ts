@@ -56,6 +56,44 @@ for (const kind of KINDS) {
       }
     })
 
+    it('a split after one that did not come about', async () => {
+      const results = await run<[string, number]>(kind, { size: 2, scenario: 'splitAgain' })
+      expect(results).toEqual(Array(2).fill(['ERR_COLLECTIVE_MISMATCH', 2]))
+    })
+
+    it('the signal and the deadline of a call count before its turn', async () => {
+      type Told = { ms: number; first: { code: string }; second: { code: string; message: string } }
+      const [signal] = await run<Told>(kind, { size: 2, scenario: 'queued', data: { how: 'signal' } })
+      expect(signal).toMatchObject({ second: { code: 'RangeError', message: 'enough' }, first: { code: 'ERR_RANK_FAILED' } })
+      const [deadline, other] = await run<Told>(kind, { size: 2, scenario: 'queued', data: { how: 'deadline' } })
+      expect(deadline).toMatchObject({ second: { code: 'ERR_TIMEOUT' }, first: { code: 'ERR_TIMEOUT' } })
+      expect(other).toMatchObject({ code: 'ERR_TIMEOUT' })
+      for (const { ms } of [signal!, deadline!]) expect(ms).toBeLessThan(1500)
+    })
+
+    it('more memory than there is: an error on every rank, at once', async () => {
+      for (const { code, ms } of await run<{ code: string; ms: number }>(kind, { size: 2, scenario: 'tooMuch' })) {
+        expect(['ERR_OUT_OF_MEMORY', 'ERR_RANK_FAILED', 'ERR_BACKEND_UNAVAILABLE']).toContain(code)
+        expect(ms).toBeLessThan(2000)
+      }
+    })
+
+    it('arrays of which only some lie in the memory of the group', async () => {
+      for (const [first, second] of await run<[number, number]>(kind, { size: 2, scenario: 'elsewhere' }))
+        expect([first, second]).toEqual([3, 6])
+    })
+
+    it('a group that is closed, and one split off a group that has ended', async () => {
+      for (const { after, ended } of await run<{ after: { code: string; message: string }[]; ended: { code: string }[] }>(kind, {
+        size: 2,
+        scenario: 'closed',
+      })) {
+        for (const { code, message } of after)
+          expect([code, message]).toEqual(['ERR_RANK_FAILED', expect.stringMatching(/has closed its part of this group/)])
+        expect(ended.map(({ code }) => code)).toEqual(Array(3).fill('ERR_RANK_FAILED'))
+      }
+    })
+
     it('nothing is left behind', () => {
       expect(leftovers()).toEqual([])
     })
