@@ -51,6 +51,15 @@ describe('rankmesh generate', () => {
     expect(stderr).toBe('')
   })
 
+  it('reads a GGUF file', async () => {
+    const file = join(root, 'test/fixtures/tiny-gguf/q4_k_m.gguf')
+    const args = ['generate', '--model', file, '--prompt', 'ROMEO:', '--max-tokens', '5']
+    const [one, two] = [await rankmesh(...args), await rankmesh(...args, '--ranks', '2')]
+    expect([one.code, two.code]).toEqual([0, 0])
+    expect(one.stdout).toMatch(/^ROMEO:./)
+    expect(two.stdout).toBe(one.stdout)
+  })
+
   it.each([
     [['generate'], 'ERR_ARGUMENT: Expected --model'],
     [['generate', '--model', model], 'ERR_ARGUMENT: Expected either --prompt'],
