@@ -34,3 +34,12 @@ it('quantized weights rounded to bfloat16 give nearly the same logits', async ()
   expect(off).toBeLessThan(0.1)
   expect(off).toBeGreaterThan(1e-4)
 })
+
+it("has the same bits for 1 and 2 ranks in 'tp-invariant' mode, though the cut is inside blocks of Q4_K", async () => {
+  const bits = async (ranks: number) => {
+    const runs = await runGreedy(device, join(root, 'q4_k_m.gguf'), promptIds, 1, ranks, { deterministic: 'tp-invariant' })
+    return runs.map(({ first }) => Buffer.from(first.slice().buffer).toString('hex'))
+  }
+  const [one] = await bits(1)
+  expect(new Set([...(await bits(2)), one])).toEqual(new Set([one]))
+})

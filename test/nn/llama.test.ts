@@ -30,3 +30,13 @@ describe.each(cases)('%s gives what transformers gives', (name, sizes) => {
     }
   })
 })
+
+it("qwen3 has the same bits for 1 and 2 ranks in 'tp-invariant' mode", async () => {
+  const { promptIds } = JSON.parse(readFileSync(join(root, 'qwen3', 'expected.json'), 'utf8'))
+  const bits = async (ranks: number) => {
+    const runs = await runGreedy(device, join(root, 'qwen3'), promptIds, 1, ranks, { deterministic: 'tp-invariant', block: 8 })
+    return runs.map(({ first }) => Buffer.from(first.slice().buffer).toString('hex'))
+  }
+  const [one] = await bits(1)
+  expect(new Set([...(await bits(2)), one])).toEqual(new Set([one]))
+})
