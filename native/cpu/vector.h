@@ -106,6 +106,8 @@ struct F32 {
     return v;
   }
   static RANKMESH_INLINE void Store(T* to, V v) { std::memcpy(to, &v, sizeof v); }
+  /** The elements in each 32-bit word, the low one first, sixteen floats apart. */
+  static RANKMESH_INLINE void Spread(float* to, Part words) { std::memcpy(to, &words, sizeof words); }
 };
 
 RANKMESH_INLINE Words Widen(const uint16_t* from) {
@@ -133,24 +135,46 @@ struct Bf16 {
       Narrow(to + i * kWidth, Select((Words)(v.part[i] != v.part[i]), nan, rounded));
     }
   }
+  static RANKMESH_INLINE void Spread(float* to, Part words) {
+    const Words low = Bits(words) << 16;
+    const Words high = Bits(words) & 0xffff0000u;
+    std::memcpy(to, &low, sizeof low);
+    std::memcpy(to + kLanes, &high, sizeof high);
+  }
 };
 
 struct F16 {
   using T = uint16_t;
-  static RANKMESH_INLINE V Load(const T* from) {
+  static RANKMESH_INLINE Part LoadOne(const T* from) {
 #if defined(__AVX512F__)
-    return Make([&](int) { return (Part)_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from))); });
+    return (Part)_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
 #elif defined(__AVX2__)
-    return Make([&](int i) { return (Part)_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from + i * kWidth))); });
+    return (Part)_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
 #else
-    return Make([&](int i) {
-      const Words h = Widen(from + i * kWidth);
-      // The exponent is moved to its place and multiplied up, which makes subnormal numbers right too.
-      const Words finite = Bits(Floats((h & 0x7fffu) << 13) * Splat(0x1p112f));
-      const Words special = 0x7f800000u | ((h & 0x3ffu) << 13);
-      return Floats(Select((Words)((h & 0x7c00u) == 0x7c00u), special, finite) | ((h & 0x8000u) << 16));
-    });
+    return FromWords(Widen(from));
 #endif
+  }
+  static RANKMESH_INLINE Part FromWords(Words h) {
+#if defined(__AVX512F__)
+    return (Part)_mm512_cvtph_ps(_mm512_cvtepi32_epi16((__m512i)h));
+#elif defined(__AVX2__)
+    const auto both = (__m256i)h;
+    return (Part)_mm256_cvtph_ps(_mm_packus_epi32(_mm256_castsi256_si128(both), _mm256_extracti128_si256(both, 1)));
+#else
+    // The exponent is moved to its place and multiplied up, which makes subnormal numbers right too.
+    const Words finite = Bits(Floats((h & 0x7fffu) << 13) * Splat(0x1p112f));
+    const Words special = 0x7f800000u | ((h & 0x3ffu) << 13);
+    return Floats(Select((Words)((h & 0x7c00u) == 0x7c00u), special, finite) | ((h & 0x8000u) << 16));
+#endif
+  }
+  static RANKMESH_INLINE V Load(const T* from) {
+    return Make([&](int i) { return LoadOne(from + i * kWidth); });
+  }
+  static RANKMESH_INLINE void Spread(float* to, Part words) {
+    const Part low = FromWords(Bits(words) & 0xffffu);
+    const Part high = FromWords(Bits(words) >> 16);
+    std::memcpy(to, &low, sizeof low);
+    std::memcpy(to + kLanes, &high, sizeof high);
   }
   static RANKMESH_INLINE void Store(T* to, V v) {
 #pragma GCC unroll 4
