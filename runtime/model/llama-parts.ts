@@ -2,7 +2,7 @@
 import type { Communicator } from '../comm/communicator.ts'
 import { ModelFormatError } from '../core/errors.ts'
 import type { Tensor } from '../core/tensor.ts'
-import { type Span, slotsOf } from '../core/tree.ts'
+import type { Span } from '../core/tree.ts'
 import type { Device } from '../device/device.ts'
 import { type HeadNorms, type KvCache, ParallelAttention } from '../nn/attention.ts'
 import { type BlockCut, blockCut, ColumnParallelLinear, RowParallelLinear } from '../nn/linear.ts'
@@ -10,8 +10,9 @@ import { ParallelMlp } from '../nn/mlp.ts'
 import type { Norm } from '../nn/partial.ts'
 import { VocabParallelEmbedding, VocabParallelHead } from '../nn/vocab.ts'
 import { Workspace } from '../nn/workspace.ts'
-import type { RankShard, ShardPlan } from '../scheduler/plan.ts'
+import type { LayerShard, RankShard, ShardPlan } from '../scheduler/plan.ts'
 import { type LlamaConfig, ropeFrequencies } from './config.ts'
+import { type Alike, LayerActivations, type LayerBuffers } from './llama-activations.ts'
 import type { Part, ShardReader } from './shards.ts'
 import type { Weights } from './weights.ts'
 
@@ -22,21 +23,11 @@ export interface Layer {
   attention: ParallelAttention
   mlp: ParallelMlp
   cache: KvCache
+  /** Memory that all layers use, in the widths of this one. */
+  workspace: Workspace<LayerBuffers>
 }
 
-export type Buffers =
-  | 'ids'
-  | 'residual'
-  | 'hidden'
-  | 'embedded'
-  | 'projected'
-  | 'reduced'
-  | 'qkv'
-  | 'q'
-  | 'attended'
-  | 'gateUp'
-  | 'activated'
-  | 'logits'
+export type Buffers = 'ids' | 'residual' | 'hidden' | 'embedded' | 'logits'
 
 export interface LlamaParts {
   embedding: VocabParallelEmbedding
@@ -44,16 +35,15 @@ export interface LlamaParts {
   finalNorm: Norm
   head: VocabParallelHead
   workspace: Workspace<Buffers>
-  /** What normed heads need besides. */
-  scratch: HeadNorms['scratch'] | undefined
+  /** Memory for activations, `workspace` included. */
+  workspaces: Disposable[]
   tensors: Tensor[]
 }
 
-/** The cuts of the two row-parallel products, where their sums are to have the same bits for every number of ranks. */
+/** The cuts of each layer's two row-parallel products, where their sums are to have the same bits for every number of ranks. */
 export interface LlamaCuts {
   block: number
-  out: BlockCut
-  down: BlockCut
+  layers: { out: BlockCut; down: BlockCut }[]
 }
 
 export interface PartsContext {
@@ -65,47 +55,56 @@ export interface PartsContext {
   weights: Weights
   comm: Communicator
   device: Device
+  /** Receives what is to be disposed of besides the reader's tensors. */
+  workspaces: Disposable[]
 }
 
 /** @throws ERR_ARGUMENT where a rank's part begins inside a block. */
-export function cutsOf({ headDim }: LlamaConfig, { ranks }: ShardPlan, block: number): LlamaCuts {
-  const heads = ranks.map(({ heads }): Span => ({ start: heads.start * headDim, count: heads.count * headDim }))
-  const columns = ranks.map(({ mlp }) => mlp)
-  return { block, out: blockCut(heads, block), down: blockCut(columns, block) }
+export function cutsOf({ headDim, layers }: LlamaConfig, { ranks }: ShardPlan, block: number): LlamaCuts {
+  const cuts = Array.from({ length: layers }, (_, i) => {
+    const shards = ranks.map(({ layers }) => layers[i] as LayerShard)
+    const heads = shards.map(({ heads }): Span => ({ start: heads.start * headDim, count: heads.count * headDim }))
+    const columns = shards.map(({ mlp }) => mlp)
+    return { out: blockCut(heads, block), down: blockCut(columns, block) }
+  })
+  return { block, layers: cuts }
 }
 
-/** Weights of a rank's matrices, for progress. */
-export function shardElements(config: LlamaConfig, shards: ShardPlan, rank: number): number {
-  const { heads, kvHeads, mlp } = shards.ranks[rank] as RankShard
-  const rows = (2 * heads.count + 2 * kvHeads.count) * config.headDim + 3 * mlp.count
-  return config.hiddenSize * (config.layers * rows + (config.tieEmbeddings ? 1 : 2) * shards.vocabRows)
+function alikeOf({ ranks }: ShardPlan): Alike {
+  const same = (count: (rank: RankShard) => readonly number[]): boolean => new Set(ranks.map((rank) => String(count(rank)))).size === 1
+  return {
+    attention: same(({ layers }) => layers.flatMap(({ heads, kvHeads }) => [heads.count, kvHeads.count])),
+    mlp: same(({ layers }) => layers.map(({ mlp }) => mlp.count)),
+    vocab: same(({ vocab }) => [vocab.count]),
+  }
 }
 
 export async function loadParts(context: PartsContext, maxTokens: number): Promise<LlamaParts> {
   const { config, shards, cuts, capacity, reader, weights, comm, device } = context
   const { hiddenSize: hidden, vocabSize, headDim: dim, rmsNormEps: eps } = config
   const shard = shards.ranks[comm.rank] as RankShard
+  const alike = alikeOf(shards)
   const vocab = (name: string): Part[] => [{ name, shape: [vocabSize, hidden], ...shard.vocab }]
   const norm = async (name: string): Promise<Norm> => ({ weight: await reader.sharedVector(name, [hidden]), eps })
 
-  const tableRows = await reader.rows(vocab('model.embed_tokens.weight'), shards.vocabRows)
-  const headRows = config.tieEmbeddings ? tableRows : await reader.rows(vocab(headName(weights)), shards.vocabRows)
+  const tableRows = await reader.rows(vocab('model.embed_tokens.weight'), alike.vocab)
+  const headRows = config.tieEmbeddings ? tableRows : await reader.rows(vocab(headName(weights)), alike.vocab)
   const rope = await reader.shared([capacity, dim / 2, 2], () => ropeTable(config, capacity))
-  const scratch = config.qkNorm ? await headScratch(comm, maxTokens, shard, dim) : undefined
+  const activations = await LayerActivations.create(context, shard, alike, maxTokens)
+  context.workspaces.push(activations)
   const layers: Layer[] = []
   for (let i = 0; i < config.layers; i++) {
     const name = `model.layers.${i}`
-    const cache = async (): Promise<Tensor> => {
-      const tensor = await comm.allocate([capacity, shard.kvHeads.count * dim])
-      reader.tensors.push(tensor)
-      return tensor
-    }
+    const own = shard.layers[i] as LayerShard
+    const cache = (): Promise<Tensor> => reader.allocate([capacity, own.kvHeads.count * dim], 'float32', alike.attention)
+    const { workspace, scratch } = activations.of(i)
     layers.push({
       attentionNorm: await norm(`${name}.input_layernorm.weight`),
       mlpNorm: await norm(`${name}.post_attention_layernorm.weight`),
-      attention: await loadAttention(context, `${name}.self_attn`, rope, scratch),
-      mlp: await loadMlp(context, `${name}.mlp`),
+      attention: await loadAttention(context, i, alike.attention, rope, scratch),
+      mlp: await loadMlp(context, i, alike.mlp),
       cache: { keys: await cache(), values: await cache() },
+      workspace,
     })
   }
   const finalNorm = await norm('model.norm.weight')
@@ -114,47 +113,41 @@ export async function loadParts(context: PartsContext, maxTokens: number): Promi
     residual: { width: hidden, shared: true },
     hidden: { width: hidden, shared: true },
     embedded: { width: hidden },
-    projected: { width: hidden * (cuts ? slotsOf(cuts.out.spans) : 1) },
-    reduced: { width: hidden * (cuts ? slotsOf(cuts.down.spans) : 1) },
-    qkv: { width: (shard.heads.count + 2 * shard.kvHeads.count) * dim },
-    q: { width: shard.heads.count * dim },
-    attended: { width: shard.heads.count * dim },
-    gateUp: { width: 2 * shard.mlp.count },
-    activated: { width: shard.mlp.count },
-    logits: { width: shards.vocabRows },
+    logits: { width: shard.vocab.count, own: alike.vocab ? undefined : device },
   })
+  context.workspaces.push(workspace)
   return {
-    embedding: new VocabParallelEmbedding(comm, device, tableRows, comm.rank * shards.vocabRows),
+    embedding: new VocabParallelEmbedding(comm, device, tableRows, shard.vocab.start),
     layers,
     finalNorm,
     head: new VocabParallelHead(comm, device, headRows, { block: cuts?.block }),
     workspace,
-    scratch,
+    workspaces: context.workspaces,
     tensors: reader.tensors,
   }
 }
 
 async function loadAttention(
   { config, shards, cuts, reader, comm, device }: PartsContext,
-  name: string,
+  layer: number,
+  alike: boolean,
   rope: Tensor,
   scratch: HeadNorms['scratch'] | undefined,
 ): Promise<ParallelAttention> {
   const { hiddenSize: hidden, heads, kvHeads, headDim: dim, rmsNormEps: eps } = config
-  const shard = shards.ranks[comm.rank] as RankShard
+  const shard = layerShard(shards, comm.rank, layer)
+  const name = `model.layers.${layer}.self_attn`
   const part = (kind: 'q' | 'k' | 'v', leaf: string, columns: number[]): Part => {
     const [count, span] = kind === 'q' ? [heads, shard.heads] : [kvHeads, shard.kvHeads]
     return { name: `${name}.${kind}_proj.${leaf}`, shape: [count * dim, ...columns], start: span.start * dim, count: span.count * dim }
   }
   const kinds = ['q', 'k', 'v'] as const
-  const qkv = await reader.rows(kinds.map((kind) => part(kind, 'weight', [hidden])))
-  const qkvBias = config.qkvBias ? await reader.vector(kinds.map((kind) => part(kind, 'bias', []))) : undefined
-  const out = await reader.columns({
-    name: `${name}.o_proj.weight`,
-    shape: [hidden, heads * dim],
-    start: shard.heads.start * dim,
-    count: shard.heads.count * dim,
-  })
+  const weights = kinds.map((kind) => part(kind, 'weight', [hidden]))
+  const qkv = await reader.rows(weights, alike)
+  const biases = kinds.map((kind) => part(kind, 'bias', []))
+  const qkvBias = config.qkvBias ? await reader.vector(biases, alike) : undefined
+  const [start, count] = [shard.heads.start * dim, shard.heads.count * dim]
+  const out = await reader.columns({ name: `${name}.o_proj.weight`, shape: [hidden, heads * dim], start, count }, alike)
   const outBias = config.outBias ? await reader.sharedVector(`${name}.o_proj.bias`, [hidden]) : undefined
   const norm = async (kind: 'q' | 'k') => ({ weight: await reader.sharedVector(`${name}.${kind}_norm.weight`, [dim]), eps })
   const norms = scratch && { q: await norm('q'), k: await norm('k'), scratch }
@@ -163,34 +156,34 @@ async function loadAttention(
     device,
     shape,
     new ColumnParallelLinear(device, qkv, qkvBias, { block: cuts?.block }),
-    new RowParallelLinear(comm, device, out, outBias, cuts?.out),
+    new RowParallelLinear(comm, device, out, outBias, cuts?.layers[layer]?.out),
     rope,
     norms,
   )
 }
 
-function headScratch(comm: Communicator, maxTokens: number, { heads, kvHeads }: RankShard, dim: number): Promise<HeadNorms['scratch']> {
-  const width = kvHeads.count * dim
-  return Workspace.create(comm, maxTokens, { normed: { width: heads.count * dim + 2 * width }, keys: { width }, values: { width } })
-}
-
-async function loadMlp({ config, shards, cuts, reader, comm, device }: PartsContext, name: string): Promise<ParallelMlp> {
+async function loadMlp({ config, shards, cuts, reader, comm, device }: PartsContext, layer: number, alike: boolean): Promise<ParallelMlp> {
   const { hiddenSize: hidden, intermediateSize: columns, mlpBias } = config
-  const { mlp } = shards.ranks[comm.rank] as RankShard
+  const { mlp } = layerShard(shards, comm.rank, layer)
+  const name = `model.layers.${layer}.mlp`
   const part = (kind: string, leaf: string, rest: number[]): Part => ({
     name: `${name}.${kind}_proj.${leaf}`,
     shape: [columns, ...rest],
     ...mlp,
   })
-  const gateUp = await reader.rows([part('gate', 'weight', [hidden]), part('up', 'weight', [hidden])])
-  const gateUpBias = mlpBias ? await reader.vector([part('gate', 'bias', []), part('up', 'bias', [])]) : undefined
-  const down = await reader.columns({ name: `${name}.down_proj.weight`, shape: [hidden, columns], ...mlp })
+  const gateUp = await reader.rows([part('gate', 'weight', [hidden]), part('up', 'weight', [hidden])], alike)
+  const gateUpBias = mlpBias ? await reader.vector([part('gate', 'bias', []), part('up', 'bias', [])], alike) : undefined
+  const down = await reader.columns({ name: `${name}.down_proj.weight`, shape: [hidden, columns], ...mlp }, alike)
   const downBias = mlpBias ? await reader.sharedVector(`${name}.down_proj.bias`, [hidden]) : undefined
   return new ParallelMlp(
     device,
     new ColumnParallelLinear(device, gateUp, gateUpBias, { block: cuts?.block }),
-    new RowParallelLinear(comm, device, down, downBias, cuts?.down),
+    new RowParallelLinear(comm, device, down, downBias, cuts?.layers[layer]?.down),
   )
+}
+
+function layerShard({ ranks }: ShardPlan, rank: number, layer: number): LayerShard {
+  return (ranks[rank] as RankShard).layers[layer] as LayerShard
 }
 
 function headName(weights: Weights): string {

@@ -1,13 +1,13 @@
 // Llama: a decoder of the Llama family split over the ranks of a group. Two fused collectives a layer, one before the first, one gather at
 // the end; every rank runs the same program and holds the same residual stream.
 import type { Communicator } from '../comm/communicator.ts'
-import { ArgumentError, checkInteger, invalidArgument } from '../core/errors.ts'
+import { ArgumentError, CollectiveMismatchError, checkInteger, invalidArgument } from '../core/errors.ts'
 import type { Tensor } from '../core/tensor.ts'
 import type { Device } from '../device/device.ts'
 import type { Partial } from '../nn/partial.ts'
 import { plan, type ShardPlan } from '../scheduler/plan.ts'
 import type { LlamaConfig } from './config.ts'
-import { cutsOf, type LlamaParts, loadParts, shardElements } from './llama-parts.ts'
+import { cutsOf, type LlamaParts, loadParts } from './llama-parts.ts'
 import { LOAD_TIMEOUT_MS, ShardReader } from './shards.ts'
 import type { Weights } from './weights.ts'
 
@@ -18,11 +18,13 @@ export interface LlamaOptions {
   maxTokens?: number
   /**
    * `tp-invariant`: logits have the same bits for every number of ranks and every way to feed the prompt, since all products add in the
-   * order of one tree over blocks of their inputs. Costs speed; each rank's part must begin at a multiple of `block`.
+   * order of one tree over blocks of their inputs. Costs speed; each rank's part begins at a multiple of `block`.
    */
   deterministic?: 'tp-invariant' | undefined
   /** Inputs in a block of the tree, a multiple of 4; part of what defines the bits. Defaults to 32. */
   block?: number
+  /** How the model is shared out, one number of any unit a rank, alike on all ranks; 0: the rank holds nothing. Absent: evenly. See `plan`. */
+  shares?: readonly number[] | undefined
   /** Told while weights are read: bytes of this rank's shards loaded so far, and all of them. */
   onProgress?: (progress: { loaded: number; total: number }) => void
 }
@@ -43,8 +45,8 @@ export class Llama implements Disposable {
   }
 
   /**
-   * Reads this rank's shards; collective. @throws ERR_ARGUMENT where the model does not split evenly over the ranks, ERR_MODEL_FORMAT
-   * naming the tensor where the files are not what config.json says.
+   * Reads this rank's shards; collective. @throws ERR_ARGUMENT for shares that make no sense, ERR_COLLECTIVE_MISMATCH where ranks gave
+   * different ones, ERR_MODEL_FORMAT naming the tensor where the files are not what config.json says.
    */
   static async load(
     config: LlamaConfig,
@@ -52,24 +54,30 @@ export class Llama implements Disposable {
     { comm, device }: { comm: Communicator; device: Device },
     options: LlamaOptions = {},
   ): Promise<Llama> {
-    const { capacity = Math.min(config.maxPosition, 2048), maxTokens = 256, onProgress = () => {}, deterministic, block = 32 } = options
+    const { capacity = Math.min(config.maxPosition, 2048), maxTokens = 256, onProgress = () => {}, shares } = options
+    const { deterministic, block = 32 } = options
     checkInteger('capacity', capacity, 1)
     checkInteger('maxTokens', maxTokens, 1)
     if (deterministic !== undefined && deterministic !== 'tp-invariant')
       throw invalidArgument('deterministic', "'tp-invariant'", deterministic)
-    const shards = plan(config, { tp: comm.size })
+    if (deterministic && block % 4 !== 0) throw invalidArgument('block', 'a multiple of 4', block)
+    const shards = plan(config, { ranks: comm.size, shares, block: deterministic && block })
+    await checkShares(comm, shards.shares)
     const cuts = deterministic && cutsOf(config, shards, block)
     let loaded = 0
-    const elements = shardElements(config, shards, comm.rank)
-    const reader = new ShardReader(comm, weights, (bytes, elementBytes) => {
+    const elements = shards.elements(comm.rank)
+    const workspaces: Disposable[] = []
+    const reader = new ShardReader({ comm, device }, weights, (bytes, elementBytes) => {
       loaded += bytes
       onProgress({ loaded, total: Math.max(loaded, elements * elementBytes) })
     })
     try {
-      const parts = await loadParts({ config, shards, cuts, capacity, reader, weights, comm, device }, Math.min(maxTokens, capacity))
+      const context = { config, shards, cuts, capacity, reader, weights, comm, device, workspaces }
+      const parts = await loadParts(context, Math.min(maxTokens, capacity))
       await comm.barrier({ timeoutMs: LOAD_TIMEOUT_MS })
       return new Llama(config, shards, capacity, parts)
     } catch (error) {
+      for (const memory of workspaces) memory[Symbol.dispose]()
       for (const tensor of reader.tensors) tensor.dispose()
       throw error
     }
@@ -120,12 +128,11 @@ export class Llama implements Disposable {
       last = all || final ? await this.#logits(hidden, part.length, all) : undefined
       if (all && last) rows.push((await last.data()) as Float32Array)
     }
-    return new Logits(last as Tensor, vocabSize, all ? rows : null)
+    return new Logits(last as Tensor, all ? rows : null)
   }
 
   dispose(): void {
-    this.#parts.workspace.dispose()
-    this.#parts.scratch?.dispose()
+    for (const memory of this.#parts.workspaces) memory[Symbol.dispose]()
     for (const tensor of this.#parts.tensors) tensor.dispose()
   }
 
@@ -142,13 +149,12 @@ export class Llama implements Disposable {
     buffers.ids.set(ids)
     residual.setBytes(new Uint8Array(residual.byteLength))
     let partial: Partial = embedding.forward(buffers.ids, buffers.embedded)
-    const attentionBuffers = { ...buffers, partial: buffers.projected }
-    const mlpBuffers = { ...buffers, partial: buffers.reduced }
     for (const layer of layers) {
+      const own = layer.workspace.rows(ids.length)
       await partial.addNorm(residual, layer.attentionNorm, hidden)
-      partial = layer.attention.forward(hidden, layer.cache, start, attentionBuffers)
+      partial = layer.attention.forward(hidden, layer.cache, start, { ...own, partial: own.projected })
       await partial.addNorm(residual, layer.mlpNorm, hidden)
-      partial = layer.mlp.forward(hidden, mlpBuffers)
+      partial = layer.mlp.forward(hidden, { ...own, partial: own.reduced })
     }
     await partial.addNorm(residual, finalNorm, hidden)
     this.#length += ids.length
@@ -164,15 +170,24 @@ export class Llama implements Disposable {
   }
 }
 
-/** Logits on every rank. Columns beyond the vocabulary are the shards' padding, and are cut off here. */
+/** Ranks that cut the model differently would add up numbers that do not belong together. */
+async function checkShares({ host, rank }: Communicator, shares: readonly number[]): Promise<void> {
+  const [first, ...others] = (await host.allGather(shares)).map(String)
+  const other = others.findIndex((given) => given !== first) + 1
+  if (other === 0) return
+  const given = others[other - 1]
+  throw new CollectiveMismatchError(`Rank ${other} cuts the model by shares ${given} but rank 0 by ${first}; give all ranks the same`, {
+    rank,
+  })
+}
+
+/** Logits on every rank. */
 export class Logits implements Disposable {
   readonly tensor: Tensor
-  readonly #vocabSize: number
   readonly #rows: readonly Float32Array[] | null
 
-  constructor(tensor: Tensor, vocabSize: number, rows: readonly Float32Array[] | null) {
+  constructor(tensor: Tensor, rows: readonly Float32Array[] | null) {
     this.tensor = tensor
-    this.#vocabSize = vocabSize
     this.#rows = rows
   }
 
@@ -180,9 +195,7 @@ export class Logits implements Disposable {
   async rows(): Promise<Float32Array[]> {
     const width = this.tensor.shape[1] as number
     const blocks = this.#rows ?? [(await this.tensor.data()) as Float32Array]
-    return blocks.flatMap((block) =>
-      Array.from({ length: block.length / width }, (_, i) => block.subarray(i * width, i * width + this.#vocabSize)),
-    )
+    return blocks.flatMap((block) => Array.from({ length: block.length / width }, (_, i) => block.subarray(i * width, (i + 1) * width)))
   }
 
   /** The last token's logits, [vocab]. */

@@ -1,19 +1,11 @@
 // The table printed after a text: ranks, shards, speed, collectives.
 
-import type { Span } from '../scheduler/plan.ts'
+import { columns, megabytes, shardCells } from '../scheduler/plan-table.ts'
 import type { RunReport } from './run.ts'
 
 /** A run as text: a table of ranks and shards, then what was measured. */
 export function formatReport(report: RunReport): string {
-  const rows = report.ranks.map(({ rank, device, shard, bytes }) => [
-    String(rank),
-    device,
-    span(shard.heads),
-    span(shard.kvHeads),
-    span(shard.mlp),
-    span(shard.vocab),
-    megabytes(bytes),
-  ])
+  const rows = report.ranks.map(({ rank, device, shard, bytes }) => [String(rank), device, ...shardCells(shard), megabytes(bytes)])
   const { perToken, collectiveShare: share } = report
   const facts: [string, string][] = [
     ['adapter', `${report.description}${report.software ? ' (software, slow)' : ''}`],
@@ -29,27 +21,6 @@ export function formatReport(report: RunReport): string {
   ]
   const table = columns([['rank', 'device', 'heads', 'kv heads', 'mlp columns', 'vocabulary', 'memory'], ...rows])
   return `${table}\n${columns(facts)}`
-}
-
-function columns(rows: readonly (readonly string[])[]): string {
-  const widths = (rows[0] ?? []).map((_, i) => Math.max(...rows.map((row) => (row[i] as string).length)))
-  return rows
-    .map(
-      (row) =>
-        `${row
-          .map((cell, i) => cell.padEnd(widths[i] as number))
-          .join('  ')
-          .trimEnd()}\n`,
-    )
-    .join('')
-}
-
-function span({ start, count }: Span): string {
-  return count === 0 ? 'none' : count === 1 ? String(start) : `${start}-${start + count - 1}`
-}
-
-function megabytes(bytes: number): string {
-  return bytes < 1e6 ? `${(bytes / 1e3).toFixed(1)} kB` : `${(bytes / 1e6).toFixed(1)} MB`
 }
 
 function seconds(s: number): string {

@@ -17,6 +17,8 @@ export interface RunOptions extends Pick<LaunchOptions, 'placement' | 'script' |
   capacity?: number
   /** The same bits for every number of ranks; see LlamaOptions. */
   deterministic?: 'tp-invariant' | undefined
+  /** How the model is shared out over the ranks; see LlamaOptions. */
+  shares?: readonly number[] | undefined
   /** Told as weights are read: bytes over all ranks of this thread or process, so far and in all. */
   onProgress?: (progress: { loaded: number; total: number; ranks: number }) => void
   /** Told once, before any weight is read. */
@@ -80,7 +82,7 @@ interface RankResult {
 
 async function runRank(context: RankContext, options: RunOptions, progress: { loaded: number; total: number }[]): Promise<RankResult> {
   const { rank, device, comm, host } = context
-  const { folder, prompt, capacity, deterministic, onText = () => {}, onDevice = () => {}, onProgress = () => {} } = options
+  const { folder, prompt, capacity, deterministic, shares, onText = () => {}, onDevice = () => {}, onProgress = () => {} } = options
   const lead = rank === 0
   if (lead) onDevice({ name: device.name, description: device.description, software: device.software, group: comm.describe() })
   const tell = (): void => {
@@ -92,6 +94,7 @@ async function runRank(context: RankContext, options: RunOptions, progress: { lo
   using model = await LanguageModel.load(folder, context, {
     ...(capacity !== undefined && { capacity }),
     ...(deterministic && { deterministic }),
+    shares,
     onProgress: (own) => {
       progress[rank] = own
       if (lead) tell()

@@ -1,8 +1,10 @@
-// Reads a rank's part of a model's weights into device memory: slices of the files go straight to slices of symmetric buffers.
+// Reads a rank's part of a model's weights into device memory: slices of the files go straight to slices of symmetric buffers, or, where ranks
+// hold parts of different sizes, to memory of the rank's own.
 import type { Communicator } from '../comm/communicator.ts'
 import { type DType, decode, dtypeSize } from '../core/dtype.ts'
 import type { Shape } from '../core/shape.ts'
-import type { Tensor } from '../core/tensor.ts'
+import type { TensorDevice } from '../core/storage.ts'
+import { Tensor } from '../core/tensor.ts'
 import type { Span } from '../scheduler/plan.ts'
 import type { TensorBytes, Weights } from './named-tensors.ts'
 
@@ -16,26 +18,33 @@ export interface Part extends Span {
   shape: Shape
 }
 
+/** `alike`: all ranks' parts have one shape, so that they are slices of one buffer. Ranks agree on it. */
 export class ShardReader {
   readonly #comm: Communicator
+  readonly #device: TensorDevice
   readonly #weights: Weights
   readonly #onBytes: (bytes: number, elementBytes: number) => void
   /** What was loaded, for `dispose`. */
   readonly tensors: Tensor[] = []
 
-  constructor(comm: Communicator, weights: Weights, onBytes: (bytes: number, elementBytes: number) => void = () => {}) {
+  constructor(
+    { comm, device }: { comm: Communicator; device: TensorDevice },
+    weights: Weights,
+    onBytes: (bytes: number, elementBytes: number) => void = () => {},
+  ) {
     this.#comm = comm
+    this.#device = device
     this.#weights = weights
     this.#onBytes = onBytes
   }
 
-  /** Rows of several tensors stacked: [sum of counts, columns], padded with rows of zeros up to `rows`. Float32 unless all have one type. */
-  async rows(parts: readonly Part[], rows: number = parts.reduce((n, part) => n + part.count, 0)): Promise<Tensor> {
+  /** Rows of several tensors stacked: [sum of counts, columns]. Float32 unless all have one type. */
+  async rows(parts: readonly Part[], alike: boolean): Promise<Tensor> {
     const [first] = parts as [Part]
     const dtypes = new Set<DType>()
     for (const { name } of parts) dtypes.add((await this.#weights.info(name, { dtype: WEIGHT_TYPES })).dtype)
     const [dtype] = dtypes.size === 1 ? ([...dtypes] as [DType]) : (['float32'] as const)
-    const tensor = await this.#allocate([rows, first.shape[1] as number], dtype)
+    const tensor = await this.allocate([countOf(parts), first.shape[1] as number], dtype, alike)
     let at = 0
     for (const { name, shape, start, count } of parts) {
       if (count === 0) continue
@@ -43,23 +52,23 @@ export class ShardReader {
       this.#fill(tensor, at, count, slice.dtype === dtype ? slice.bytes : toFloat32(slice))
       at += count
     }
-    if (at < rows) this.#fill(tensor, at, rows - at, new Uint8Array(((rows - at) * tensor.byteLength) / rows))
     return tensor
   }
 
   /** Columns of one tensor: [rows, count]. */
-  async columns({ name, shape, start, count }: Part): Promise<Tensor> {
-    const { dtype, bytes } = await this.#weights.readSlice(name, 1, start, count, { dtype: WEIGHT_TYPES, shape })
-    const tensor = await this.#allocate([shape[0] as number, count], dtype)
-    this.#fill(tensor, 0, shape[0] as number, bytes)
+  async columns({ name, shape, start, count }: Part, alike: boolean): Promise<Tensor> {
+    const { dtype } = await this.#weights.info(name, { dtype: WEIGHT_TYPES, shape })
+    const tensor = await this.allocate([shape[0] as number, count], dtype, alike)
+    if (count > 0) this.#fill(tensor, 0, shape[0] as number, (await this.#weights.readSlice(name, 1, start, count, { dtype, shape })).bytes)
     return tensor
   }
 
   /** Elements of several vectors, one after the other, as float32. */
-  async vector(parts: readonly Part[]): Promise<Tensor> {
-    const tensor = await this.#allocate([parts.reduce((n, part) => n + part.count, 0)], 'float32')
+  async vector(parts: readonly Part[], alike: boolean): Promise<Tensor> {
+    const tensor = await this.allocate([countOf(parts)], 'float32', alike)
     let at = 0
     for (const { name, shape, start, count } of parts) {
+      if (count === 0) continue
       const slice = await this.#weights.readSlice(name, 0, start, count, { dtype: WEIGHT_TYPES, shape })
       this.#fill(tensor, at, count, toFloat32(slice))
       at += count
@@ -74,13 +83,19 @@ export class ShardReader {
 
   /** A float32 tensor that all ranks of a device hold; one of them makes its bytes. */
   async shared(shape: Shape, make: () => Promise<Uint8Array> | Uint8Array): Promise<Tensor> {
-    const tensor = await this.#allocate(shape, 'float32', true)
+    const tensor = await this.#keep(this.#comm.allocate(shape, { shared: true, timeoutMs: LOAD_TIMEOUT_MS }))
     if (this.#comm.deviceRank === 0) tensor.setBytes(await make())
     return tensor
   }
 
-  async #allocate(shape: Shape, dtype: DType, shared = false): Promise<Tensor> {
-    const tensor = await this.#comm.allocate(shape, { dtype, shared, timeoutMs: LOAD_TIMEOUT_MS })
+  /** Memory with whatever it held before; collective where ranks are alike. */
+  async allocate(shape: Shape, dtype: DType, alike: boolean): Promise<Tensor> {
+    if (!alike) return this.#keep(Tensor.empty(shape, { dtype, device: this.#device }))
+    return this.#keep(this.#comm.allocate(shape, { dtype, timeoutMs: LOAD_TIMEOUT_MS }))
+  }
+
+  async #keep(made: Tensor | Promise<Tensor>): Promise<Tensor> {
+    const tensor = await made
     this.tensors.push(tensor)
     return tensor
   }
@@ -94,6 +109,10 @@ export class ShardReader {
 
 /** Ranks wait for the slowest reader, which may have gigabytes to read. */
 export const LOAD_TIMEOUT_MS: number = 30 * 60_000
+
+function countOf(parts: readonly Part[]): number {
+  return parts.reduce((n, { count }) => n + count, 0)
+}
 
 function toFloat32({ dtype, bytes }: TensorBytes): Uint8Array {
   return dtype === 'float32' ? bytes : new Uint8Array((decode(dtype, bytes) as Float32Array<ArrayBuffer>).buffer)

@@ -5,7 +5,7 @@ import type { ColumnParallelLinear, RowParallelLinear } from './linear.ts'
 import type { Norm, Partial } from './partial.ts'
 import type { Workspace } from './workspace.ts'
 
-/** This rank's heads. */
+/** This rank's heads, possibly none. */
 export interface HeadShape {
   heads: number
   kvHeads: number
@@ -66,6 +66,7 @@ export class ParallelAttention {
   /** x [tokens, hidden], the token at row 0 at position `start` → Partial [tokens, hidden]; the cache gains the tokens' rows. */
   forward(x: Tensor, cache: KvCache, start: number, buffers: AttentionBuffers): Partial {
     const { window, ...shape } = this.#shape
+    if (shape.heads === 0) return this.#out.forward(buffers.attended, buffers.partial)
     const qkv = this.#qkv.forward(x, buffers.qkv)
     const q = this.#device.ropeAppend(qkv, { ...shape, ...cache, table: this.#table, start, out: buffers.q })
     if (this.#norms) this.#appendNormed(qkv, this.#norms, cache, start, q)

@@ -1,7 +1,7 @@
 // Parallel linear layers: column-parallel ones split their outputs over ranks, row-parallel ones their inputs.
 import type { Communicator } from '../comm/communicator.ts'
 import { ArgumentError, ShapeError } from '../core/errors.ts'
-import { formatShape } from '../core/shape.ts'
+import { formatShape, type Shape } from '../core/shape.ts'
 import { Tensor } from '../core/tensor.ts'
 import { type Span, slotsOf } from '../core/tree.ts'
 import type { Device } from '../device/device.ts'
@@ -14,18 +14,21 @@ export interface BlockCut {
 }
 
 /**
- * The cut of `inputs` elements at the ranks' own spans of elements.
+ * The cut of `inputs` elements at the ranks' own spans of elements, any of which may be empty.
  * @throws ERR_ARGUMENT where a rank's part begins inside a block.
  */
 export function blockCut(inputs: readonly Span[], block: number): BlockCut {
+  const total = Math.max(...inputs.map(({ start, count }) => start + count))
   const spans = inputs.map(({ start, count }, rank) => {
-    const last = rank === inputs.length - 1
-    if (start % block !== 0 || (!last && count % block !== 0)) {
-      throw new ArgumentError(
-        `Expected every rank's part to begin at a multiple of ${block} elements but rank ${rank} has ${start} to ${start + count}; choose smaller blocks or other ranks`,
-      )
+    const end = start + count
+    for (const at of [start, end]) {
+      if (at % block !== 0 && at !== total) {
+        throw new ArgumentError(
+          `Expected every rank's part to begin at a multiple of ${block} elements but rank ${rank} has ${start} to ${end}; choose smaller blocks or other ranks`,
+        )
+      }
     }
-    return { start: start / block, count: Math.ceil(count / block) }
+    return { start: Math.ceil(start / block), count: Math.ceil(end / block) - Math.ceil(start / block) }
   })
   return { block, spans }
 }
@@ -33,9 +36,9 @@ export function blockCut(inputs: readonly Span[], block: number): BlockCut {
 /** y = x w^T + b for this rank's outputs: x whole, y sharded. Several layers on the same x (q, k and v; gate and up) are one, stacked. */
 export class ColumnParallelLinear {
   readonly #device: Device
-  /** [outs / ranks, in]. */
+  /** [own outs, in]. */
   readonly weight: Tensor
-  /** [outs / ranks], float32. */
+  /** [own outs], float32. */
   readonly bias: Tensor | undefined
   readonly #block: number | undefined
 
@@ -48,7 +51,7 @@ export class ColumnParallelLinear {
     this.#block = block
   }
 
-  /** x [tokens, in] → [tokens, outs / ranks], float32. */
+  /** x [tokens, in] → [tokens, own outs], float32. */
   forward(x: Tensor, out?: Tensor): Tensor {
     const options = { bias: this.bias, ...(out && { out }) }
     if (this.#block === undefined) return this.#device.matmul(x, this.weight, options)
@@ -56,11 +59,14 @@ export class ColumnParallelLinear {
   }
 }
 
-/** y = sum over ranks of x w^T, + b: x sharded, y a Partial. The bias is held whole by every rank and added once, after the sum. */
+/**
+ * y = sum over ranks of x w^T, + b: x sharded, y a Partial. The bias is held whole by every rank and added once, after the sum. A rank without
+ * inputs adds zero: it runs no kernel, and takes part in the sum.
+ */
 export class RowParallelLinear {
   readonly #comm: Communicator
   readonly #device: Device
-  /** [outs, in / ranks]. */
+  /** [outs, own in]. */
   readonly weight: Tensor
   /** [outs], float32. */
   readonly bias: Tensor | undefined
@@ -77,17 +83,27 @@ export class RowParallelLinear {
   }
 
   /**
-   * x [tokens, in / ranks] → Partial [tokens, outs], float32. `out` from comm.allocate spares the collective a copy; with a cut it holds
+   * x [tokens, own in] → Partial [tokens, outs], float32. `out` from comm.allocate spares the collective a copy; with a cut it holds
    * `slots` times as much.
    */
   forward(x: Tensor, out?: Tensor): Partial {
     const cut = this.#cut
-    if (!cut) return new Partial(this.#comm, this.#device.matmul(x, this.weight, out && { out }), this.bias)
+    const [tokens, outs] = [x.shape[0] as number, this.weight.shape[0] as number]
+    if (!cut) {
+      const y = x.size > 0 ? this.#device.matmul(x, this.weight, out && { out }) : this.#nothing([tokens, outs], out)
+      return new Partial(this.#comm, y, this.bias)
+    }
     const { start: first, count } = cut.spans[this.#comm.rank] as Span
-    const shape = [slotsOf(cut.spans), x.shape[0] as number, this.weight.shape[0] as number]
+    const shape = [slotsOf(cut.spans), tokens, outs]
     const sums = out ?? Tensor.empty(shape, { device: this.#device })
     if (count > 0) this.#device.matmulTree(x, this.weight, { block: cut.block, first, out: sums })
     return new Partial(this.#comm, sums, this.bias, cut)
+  }
+
+  #nothing(shape: Shape, out?: Tensor): Tensor {
+    if (!out) return Tensor.zeros(shape, { device: this.#device })
+    out.setBytes(new Uint8Array(out.byteLength))
+    return out
   }
 }
 

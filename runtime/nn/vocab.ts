@@ -1,14 +1,14 @@
 // The two ends of a model, split over the vocabulary: the embedding that starts the residual stream, and the head that gives logits.
 import type { Communicator } from '../comm/communicator.ts'
-import type { Tensor } from '../core/tensor.ts'
+import { Tensor } from '../core/tensor.ts'
 import type { Device } from '../device/device.ts'
 import { Partial } from './partial.ts'
 
-/** Rows of tokens that another rank holds are zero here, so the embedding of all ranks is a Partial. */
+/** Rows of tokens that another rank holds are zero here, so the embedding of all ranks is a Partial. Ranks may hold any number of rows. */
 export class VocabParallelEmbedding {
   readonly #comm: Communicator
   readonly #device: Device
-  /** [rows, hidden]: this rank's rows of the table. */
+  /** [rows, hidden]: this rank's rows of the table, which may be none. */
   readonly table: Tensor
   /** The vocabulary row of table row 0. */
   readonly first: number
@@ -22,14 +22,19 @@ export class VocabParallelEmbedding {
 
   /** ids [tokens], uint32 → Partial [tokens, hidden], float32. */
   forward(ids: Tensor, out?: Tensor): Partial {
-    return new Partial(this.#comm, this.#device.embedding(ids, this.table, { first: this.first, ...(out && { out }) }))
+    if (this.table.size > 0) {
+      return new Partial(this.#comm, this.#device.embedding(ids, this.table, { first: this.first, ...(out && { out }) }))
+    }
+    const none = out ?? Tensor.empty([ids.size, this.table.shape[1] as number], { device: this.#device })
+    none.setBytes(new Uint8Array(none.byteLength))
+    return new Partial(this.#comm, none)
   }
 }
 
 export class VocabParallelHead {
   readonly #comm: Communicator
   readonly #device: Device
-  /** [rows, hidden]: as many rows on every rank, the last ones padded with zeros. */
+  /** [rows, hidden]: this rank's rows. */
   readonly weight: Tensor
   readonly #block: number | undefined
 
@@ -41,7 +46,7 @@ export class VocabParallelHead {
     this.#block = block
   }
 
-  /** x [tokens, hidden] → logits [tokens, ranks * rows] on every rank; columns from the vocabulary's size on are padding. */
+  /** x [tokens, hidden] → logits [tokens, rows of all ranks] on every rank. */
   async forward(x: Tensor, out?: Tensor): Promise<Tensor> {
     const options = out ? { out } : {}
     const block = this.#block
@@ -49,7 +54,7 @@ export class VocabParallelHead {
       block === undefined
         ? this.#device.matmul(x, this.weight, options)
         : this.#device.matmulTree(x, this.weight, { ...options, block, whole: true })
-    const all = await this.#comm.allGather(own, { dim: -1 })
+    const all = await this.#comm.allGatherV(own, { dim: -1 })
     if (!out) own.dispose()
     return all
   }

@@ -100,7 +100,7 @@ describe('runModel', () => {
     })
     expect(streamed).toBe(report.text)
     expect(report).toMatchObject({ promptTokens: 6, newTokens: 12, perToken: { fused: 9, collectives: 10, submits: 1, maps: 1 } })
-    expect(report.ranks.map(({ shard }) => shard.heads)).toEqual([0, 2, 4, 6].map((start) => ({ start, count: 2 })))
+    expect(report.ranks.map(({ shard }) => shard.layers[0]?.heads)).toEqual([0, 2, 4, 6].map((start) => ({ start, count: 2 })))
     expect(loaded).toBeGreaterThan(4_000_000)
     expect(loaded).toBeLessThan(5_000_000)
     if (device.gpu.device.features.has('timestamp-query')) {
@@ -137,8 +137,12 @@ describe('loading', () => {
     for (const bytes of read) expect(bytes).toBeLessThan(total / 4 + 10_000)
   })
 
-  it.each([3, 5, 16])('%i ranks do not divide the model: ERR_ARGUMENT on every rank', async (ranks) => {
-    await expect(write(ranks, {})).rejects.toMatchObject({ code: 'ERR_ARGUMENT', message: expect.stringMatching(/heads|columns/) })
+  it('refuses shares that make no sense, or that ranks do not agree on', async () => {
+    const load = (shares: (rank: number) => number[]) =>
+      launch({ ranks: 2, devices: [device] }, (context) => LanguageModel.load(fileFolder(dir), context, { shares: shares(context.rank) }))
+    await expect(load(() => [1, 2, 3])).rejects.toMatchObject({ code: 'ERR_ARGUMENT', message: expect.stringContaining('3 of them') })
+    await expect(load(() => [0, 0])).rejects.toMatchObject({ code: 'ERR_ARGUMENT' })
+    await expect(load((rank) => [1, 1 + rank])).rejects.toMatchObject({ code: 'ERR_COLLECTIVE_MISMATCH' })
   })
 
   async function damaged(name: string, change: (folder: string) => Promise<void>): Promise<string> {

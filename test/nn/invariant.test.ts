@@ -1,5 +1,5 @@
-// deterministic: 'tp-invariant'. The bundled model's logits have the same bits for 1, 2, 4 and 8 ranks, on one device or two, and whether
-// tokens are fed one by one, in parts or at once; and they are still the model's logits.
+// deterministic: 'tp-invariant'. The bundled model's logits have the same bits for 1, 2, 4 and 8 ranks and for uneven shares, on one device or
+// two, and whether tokens are fed one by one, in parts or at once; and they are still the model's logits.
 import { join } from 'node:path'
 import { afterAll, describe, expect, it } from 'vitest'
 import { openDevice } from '../../runtime/device/open.ts'
@@ -64,6 +64,27 @@ describe("deterministic: 'tp-invariant'", async () => {
     }
   })
 
+  it.each<[string, number, number[] | undefined]>([
+    ['that divide nothing', 3, undefined],
+    ['of which one has no head in each layer', 5, undefined],
+    ['with shares 0.7, 0.2, 0.1', 3, [0.7, 0.2, 0.1]],
+    ['of which two hold nothing', 4, [0, 3, 0, 1]],
+  ])('ranks %s: the same bits', async (_, ranks, shares) => {
+    for (const [parts, devices] of [
+      [[20, ids.length - 20], [device]],
+      [whole, [device, second]],
+    ] as const) {
+      for (const rows of await logits(ranks, parts, { ...invariant, shares }, [...devices])) expect(hex(rows)).toBe(hex(one))
+    }
+  })
+
+  it('blocks that an even cut would go through: an uneven one does not', async () => {
+    const wide = { ...invariant, block: 128 }
+    const [expected] = await logits(1, whole, wide)
+    for (const rows of await logits(8, whole, wide)) expect(hex(rows)).toBe(hex(expected as Float32Array[]))
+    expect(hex(expected as Float32Array[])).not.toBe(hex(one))
+  })
+
   it.each([2, 4])('%i ranks on two devices: the same bits', async (ranks) => {
     for (const rows of await logits(ranks, [20, ids.length - 20], invariant, [device, second])) expect(hex(rows)).toBe(hex(one))
   })
@@ -74,8 +95,8 @@ describe("deterministic: 'tp-invariant'", async () => {
     expect(hex(plainFour as Float32Array[])).not.toBe(hex(plainOne as Float32Array[]))
   })
 
-  it('refuses blocks that the shards cut through, and unknown modes', async () => {
-    await expect(logits(8, whole, { ...invariant, block: 128 })).rejects.toMatchObject({ code: 'ERR_ARGUMENT' })
+  it('refuses blocks that kernels do not read in fours, and unknown modes', async () => {
+    await expect(logits(8, whole, { ...invariant, block: 30 })).rejects.toMatchObject({ code: 'ERR_ARGUMENT' })
     await expect(logits(2, whole, { deterministic: 'yes' as 'tp-invariant' })).rejects.toMatchObject({ code: 'ERR_ARGUMENT' })
   })
 })
