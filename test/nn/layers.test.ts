@@ -1,9 +1,9 @@
-// Parallel layers over 1 to 4 ranks against the whole layer in float64.
+// Parallel layers over 1 to 4 ranks, in equal parts and in parts of any size, against the whole layer in float64.
 import { afterAll, describe, expect, it } from 'vitest'
 import type { Communicator } from '../../runtime/comm/communicator.ts'
 import { Tensor } from '../../runtime/core/tensor.ts'
 import type { Device } from '../../runtime/device/device.ts'
-import { ColumnParallelLinear, RowParallelLinear } from '../../runtime/nn/linear.ts'
+import { blockCut, ColumnParallelLinear, RowParallelLinear } from '../../runtime/nn/linear.ts'
 import { ParallelMlp } from '../../runtime/nn/mlp.ts'
 import { VocabParallelEmbedding, VocabParallelHead } from '../../runtime/nn/vocab.ts'
 import { Workspace } from '../../runtime/nn/workspace.ts'
@@ -125,6 +125,64 @@ describe.each([1, 2, 3, 4])(`with %i ranks (seed ${start})`, (ranks) => {
       expect(all.shape).toEqual([tokens, share * ranks])
       reference.expectClose(cut((await all.data()) as Float32Array, share * ranks, 0, vocab), logits, { abs: 1e-4 })
     })
+  })
+})
+
+describe(`with shards of any size, or none (seed ${start})`, () => {
+  /** Where each of `counts` begins. */
+  const startsOf = (counts: readonly number[]): number[] => counts.map((_, rank) => counts.slice(0, rank).reduce((a, b) => a + b, 0))
+
+  it.each([[[20, 0, 16]], [[0, 36]], [[3, 1, 32, 0]]])('column-parallel, then row-parallel, in parts of %j', async (counts) => {
+    const starts = startsOf(counts)
+    const x = random.floats(tokens * hidden)
+    const [up, upBias] = [random.floats(columns * hidden), random.floats(columns)]
+    const down = random.floats(hidden * columns)
+    const middle = reference.matmul(x, up, { t: tokens, k: hidden, n: columns }, upBias)
+    const sum = reference.matmul(middle, down, { t: tokens, k: columns, n: hidden })
+    await onRanks(counts.length, async ({ rank, comm, device }) => {
+      const [at, part] = [starts[rank] as number, counts[rank] as number]
+      const tensor = (data: Float32Array, shape: number[]): Tensor => Tensor.from(data, { shape, device })
+      const column = new ColumnParallelLinear(
+        device,
+        tensor(rows(up, hidden, at, part), [part, hidden]),
+        tensor(rows(upBias, 1, at, part), [part]),
+      )
+      const row = new RowParallelLinear(comm, device, tensor(cut(down, columns, at, part), [hidden, part]))
+      const own = column.forward(tensor(x, [tokens, hidden]))
+      expect(own.shape).toEqual([tokens, part])
+      const dirty = await comm.allocate([tokens, hidden])
+      dirty.set(random.floats(tokens * hidden))
+      for (const out of [undefined, dirty]) {
+        reference.expectClose((await (await row.forward(own, out).sum()).data()) as Float32Array, sum, { abs: 1e-3 })
+      }
+    })
+  })
+
+  it.each([[[0, 20, 9]], [[29, 0]]])('embedding and head in parts of %j', async (counts) => {
+    const starts = startsOf(counts)
+    const vocab = 29
+    const table = random.floats(vocab * hidden)
+    const ids = [0, 28, 7, 7, 15]
+    const embedded = reference.embedding(ids, table, { vocab, h: hidden })
+    const logits = reference.matmul(embedded, table, { t: tokens, k: hidden, n: vocab })
+    await onRanks(counts.length, async ({ rank, comm, device }) => {
+      const [at, part] = [starts[rank] as number, counts[rank] as number]
+      const weight = Tensor.from(rows(table, hidden, at, part), { shape: [part, hidden], device })
+      const embedding = new VocabParallelEmbedding(comm, device, weight, at)
+      const x = await embedding.forward(Tensor.from(Uint32Array.from(ids), { device })).sum()
+      reference.expectClose((await x.data()) as Float32Array, embedded, { abs: 1e-6 })
+      const all = await new VocabParallelHead(comm, device, weight).forward(x)
+      expect(all.shape).toEqual([tokens, vocab])
+      reference.expectClose((await all.data()) as Float32Array, logits, { abs: 1e-4 })
+    })
+  })
+
+  it('blocks are cut anywhere between two of them, also into nothing', () => {
+    const spans = (counts: readonly number[]) => startsOf(counts).map((start, rank) => ({ start, count: counts[rank] as number }))
+    expect(blockCut(spans([64, 0, 36]), 32).spans).toEqual(spans([2, 0, 2]))
+    expect(blockCut(spans([0, 100, 0]), 32).spans).toEqual(spans([0, 4, 0]))
+    expect(() => blockCut(spans([50, 50]), 32)).toThrow(expect.objectContaining({ code: 'ERR_ARGUMENT' }))
+    expect(() => blockCut(spans([64, 30, 6]), 32)).toThrow(/rank 1 has 64 to 94/)
   })
 })
 
