@@ -154,10 +154,12 @@ std::map<Queue::Variant, Queue::Times> Queue::Measured() {
 }
 
 void Queue::Settle(napi_env env, napi_value, void* context, void* deferred) {
+  // What is called while the function closes comes late: the queue may be gone.
+  if (!env) return;
   auto* const self = static_cast<Queue*>(context);
   // Where Stop was faster, it has settled this one.
   const auto found = std::find(self->unsettled_.begin(), self->unsettled_.end(), deferred);
-  if (!env || found == self->unsettled_.end()) return;
+  if (found == self->unsettled_.end()) return;
   self->unsettled_.erase(found);
   Resolve(env, static_cast<napi_deferred>(deferred), true);
   if (self->unsettled_.empty()) napi_unref_threadsafe_function(env, self->settle_);

@@ -33,12 +33,12 @@ struct V {
   Part part[kParts];
 };
 
+/** A vector by its parts. Written out, since compilers keep in registers only what no loop goes over. */
 template <typename F>
 RANKMESH_INLINE V Make(F f) {
-  V v;
-#pragma GCC unroll 4
-  for (int i = 0; i < kParts; i++) v.part[i] = f(i);
-  return v;
+  if constexpr (kParts == 1) return V{{f(0)}};
+  else if constexpr (kParts == 2) return V{{f(0), f(1)}};
+  else return V{{f(0), f(1), f(2), f(3)}};
 }
 
 RANKMESH_INLINE Words Bits(Part p) { return (Words)p; }
@@ -101,11 +101,18 @@ RANKMESH_INLINE float Largest(V v) {
 struct F32 {
   using T = float;
   static RANKMESH_INLINE V Load(const T* from) {
-    V v;
-    std::memcpy(&v, from, sizeof v);
-    return v;
+    return Make([&](int i) {
+      Part part;
+      std::memcpy(&part, from + i * kWidth, sizeof part);
+      return part;
+    });
   }
-  static RANKMESH_INLINE void Store(T* to, V v) { std::memcpy(to, &v, sizeof v); }
+  static RANKMESH_INLINE void Store(T* to, V v) {
+    Make([&](int i) {
+      std::memcpy(to + i * kWidth, &v.part[i], sizeof(Part));
+      return Part{};
+    });
+  }
   /** The elements in each 32-bit word, the low one first, sixteen floats apart. */
   static RANKMESH_INLINE void Spread(float* to, Part words) { std::memcpy(to, &words, sizeof words); }
 };
