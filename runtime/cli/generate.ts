@@ -35,12 +35,12 @@ export async function generate(args: GenerateArguments): Promise<number> {
   const stop = new AbortController()
   process.once('SIGINT', () => stop.abort(new ArgumentError('Interrupted')))
   const note = (text: string): void => void (quiet || process.stderr.write(text))
-  const shares = args.shares?.split(',').map((text) => number(text, 'shares') as number)
+  const given = args.shares === 'measured' ? undefined : args.shares?.split(',').map((text) => number(text, 'shares') as number)
   const options: RunOptions = {
     folder: fileFolder(model),
     prompt: chat === undefined ? (prompt as string) : [{ role: 'user', content: chat }],
-    ranks: number(args.ranks, 'ranks') ?? place?.size ?? shares?.length ?? 1,
-    shares,
+    ranks: number(args.ranks, 'ranks') ?? place?.size ?? given?.length ?? 1,
+    shares: args.shares === 'measured' ? 'measured' : given,
     devices: args.device ?? ['webgpu'],
     ...(args.placement !== undefined && { placement: args.placement as 'local' }),
     maxNewTokens: number(args['max-tokens'], 'max-tokens') ?? DEFAULT_TOKENS,

@@ -11,7 +11,8 @@ const HELP = `rankmesh: tensor parallelism for JavaScript
   rankmesh generate --model PATH [--ranks N] (--prompt TEXT | --chat TEXT) [options]
       Writes text with a Hugging Face model folder (Llama, Mistral, Qwen2, Qwen3; safetensors) or a GGUF file, split over N ranks.
       --ranks N          ranks, 1 to 64 (default 1)
-      --shares A,B,...   how the model is shared out, one number a rank in any unit, such as 0.7,0.2,0.1 (default: evenly)
+      --shares A,B,...   how the model is shared out, one number a rank in any unit, such as 0.7,0.2,0.1; or measured: by the speed
+                         of each rank (default: evenly)
       --device NAME      webgpu, webgpu:<index>, webgpu:<part of the adapter's name>, webgpu:software (default webgpu);
                          repeat it to spread the ranks over several devices
       --placement P      ranks in this thread (local, the default), a thread each (thread), a process each (process)

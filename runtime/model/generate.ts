@@ -7,6 +7,7 @@ import { StreamDetokenizer } from './detokenizer.ts'
 import { readGguf } from './gguf.ts'
 import { isObject, own, parseJson } from './json.ts'
 import { Llama, type LlamaOptions } from './llama.ts'
+import { measureShares } from './measure.ts'
 import { Sampler, type SamplerOptions } from './sampling.ts'
 import type { ModelFolder } from './source.ts'
 import { type ChatMessage, Tokenizer } from './tokenizer.ts'
@@ -29,7 +30,11 @@ export interface GeneratedToken {
   index: number
 }
 
-export type LoadOptions = LlamaOptions & Pick<WeightsOptions, 'quantizedAs'>
+export type LoadOptions = Omit<LlamaOptions, 'shares'> &
+  Pick<WeightsOptions, 'quantizedAs'> & {
+    /** As in LlamaOptions, or `measured`: by how fast each rank decodes; see measureShares. */
+    shares?: readonly number[] | 'measured' | undefined
+  }
 
 export class LanguageModel implements Disposable {
   readonly llama: Llama
@@ -59,7 +64,8 @@ export class LanguageModel implements Disposable {
     }
     const weights = await openWeights(folder, { quantizedAs: options.quantizedAs })
     try {
-      const llama = await Llama.load(config, weights, context, options)
+      const shares = options.shares === 'measured' ? await measureShares(config, weights, context) : options.shares
+      const llama = await Llama.load(config, weights, context, { ...options, shares })
       return new LanguageModel(llama, tokenizer, await readStopIds(folder, config, tokenizer), context.comm)
     } finally {
       await weights.close()

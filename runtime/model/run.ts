@@ -4,7 +4,7 @@ import { ArgumentError } from '../core/errors.ts'
 import type { KernelTime } from '../device/device.ts'
 import { type LaunchOptions, launch, type RankContext } from '../scheduler/launch.ts'
 import type { RankShard } from '../scheduler/plan.ts'
-import { type GenerateOptions, LanguageModel } from './generate.ts'
+import { type GenerateOptions, LanguageModel, type LoadOptions } from './generate.ts'
 import type { ModelFolder } from './source.ts'
 import type { ChatMessage } from './tokenizer.ts'
 
@@ -17,8 +17,8 @@ export interface RunOptions extends Pick<LaunchOptions, 'placement' | 'script' |
   capacity?: number
   /** The same bits for every number of ranks; see LlamaOptions. */
   deterministic?: 'tp-invariant' | undefined
-  /** How the model is shared out over the ranks; see LlamaOptions. */
-  shares?: readonly number[] | undefined
+  /** How the model is shared out over the ranks; see LoadOptions. */
+  shares?: LoadOptions['shares']
   /** Told as weights are read: bytes over all ranks of this thread or process, so far and in all. */
   onProgress?: (progress: { loaded: number; total: number; ranks: number }) => void
   /** Told once, before any weight is read. */
