@@ -7,6 +7,9 @@ import { type CarriedError, carriedError } from './carried-error.ts'
 import type { Program } from './launch.ts'
 import type { Role, RunRank } from './placements.ts'
 
+/** How long a thread whose rank has ended may go on for other reasons. */
+const LINGER_MS = 10_000
+
 /** What a rank is started with. */
 export interface Orders {
   rank: number
@@ -38,7 +41,13 @@ export function threadRole(orders: Orders): Role {
   return roleOver(orders, {
     send: (report) => port.postMessage(report),
     onOrder: (listener) => void port.on('message', listener),
-    exit: () => process.exit(),
+    // A thread that ends while a promise of its GPU is pending takes the process with it. While one is, the event loop goes on; so the thread
+    // ends when there is nothing left to do, and is ended only where something else keeps it.
+    exit: () => {
+      process.exitCode = 0 // the program's own await of launch is never settled
+      port.close()
+      setTimeout(() => process.exit(), LINGER_MS).unref()
+    },
   })
 }
 
