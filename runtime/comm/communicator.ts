@@ -3,6 +3,7 @@ import type { DType } from '../core/dtype.ts'
 import { ArgumentError, BackendUnavailableError, invalidArgument, RankFailedError } from '../core/errors.ts'
 import type { Shape } from '../core/shape.ts'
 import { Tensor } from '../core/tensor.ts'
+import { CpuDevice } from '../device/cpu/device.ts'
 import type { Device } from '../device/device.ts'
 import { WebGpuDevice } from '../device/webgpu/device.ts'
 import type {
@@ -30,14 +31,16 @@ import {
 } from './expert.ts'
 import type { MoeAllReduceFusion, MoeFinalizeAllReduceFusion } from './fusion/moe.ts'
 import type { AllReduceFusion, FusionResult } from './fusion/options.ts'
-import { type HostComm, LocalHostComm } from './host.ts'
+import { type GroupHost, type HostComm, LocalHostComm } from './host.ts'
 import type { MeetOptions } from './rendezvous.ts'
+import { StagedComm } from './staged/comm.ts'
 import { WebGpuComm } from './webgpu/comm.ts'
 import { allReduceFusion } from './webgpu/fusion.ts'
 import { moeAllReduceFusion, moeFinalizeAllReduceFusion } from './webgpu/fusion-moe.ts'
 import { WireHostComm } from './wire-host.ts'
 
-export type DeviceBackend = 'webgpu'
+/** `hybrid` is for ranks on devices of any kind, together; `cpu` the same for ranks on the CPU alone. */
+export type DeviceBackend = 'webgpu' | 'cpu' | 'hybrid'
 
 export interface GroupOptions {
   /** The group's ranks hold different experts and different tokens: dispatch and combine then move tokens. Alike on all ranks. */
@@ -46,11 +49,56 @@ export interface GroupOptions {
 
 /** Makes this rank's DeviceComm; all ranks of `host` call it. @throws ERR_BACKEND_UNAVAILABLE for a backend that is not built. */
 export async function createDeviceComm(backend: DeviceBackend, { host, device }: { host: HostComm; device: Device }): Promise<DeviceComm> {
-  if (backend !== 'webgpu') throw new BackendUnavailableError(`Device backend '${backend}' is not built; this version has 'webgpu'`)
-  if (!(host instanceof LocalHostComm || host instanceof WireHostComm))
-    throw new BackendUnavailableError('The webgpu backend needs a HostComm that launch or a HostGroup gave')
-  if (!(device instanceof WebGpuDevice)) throw invalidArgument('device', 'a WebGPU device', device)
-  return WebGpuComm.create(host, device)
+  if (!BACKENDS.includes(backend)) {
+    throw new BackendUnavailableError(`Device backend '${backend}' is not built; this version has ${BACKENDS.join(', ')}`)
+  }
+  const group = groupHostOf(host, backend)
+  if (backend === 'webgpu') {
+    if (!(device instanceof WebGpuDevice)) throw invalidArgument('device', 'a WebGPU device', device)
+    return WebGpuComm.create(group, device)
+  }
+  if (!(device instanceof CpuDevice || (backend === 'hybrid' && device instanceof WebGpuDevice))) {
+    throw invalidArgument('device', backend === 'cpu' ? 'a CPU device' : 'a CPU or a WebGPU device', device)
+  }
+  return StagedComm.create(group, device)
+}
+
+const BACKENDS: readonly DeviceBackend[] = ['webgpu', 'cpu', 'hybrid']
+
+/** Other ranks' devices are known by their kind, and what they call themselves. */
+interface DeviceOutline {
+  kind: Device['kind']
+  adapter: string
+}
+
+/** As createDeviceComm, with the backend that suits all the group's devices: WebGPU's where they are of that kind alone. */
+async function commFor(host: HostComm, device: Device): Promise<DeviceComm> {
+  const group = groupHostOf(host, 'chosen')
+  if (!(device instanceof WebGpuDevice || device instanceof CpuDevice)) throw invalidArgument('device', 'a device from openDevice', device)
+  const outline = ({ kind, description }: Device): DeviceOutline => ({ kind, adapter: description })
+  const complete = (devices: Device[]): MakeComm[] => {
+    const make = makerOf(group, devices)
+    return devices.map(() => make)
+  }
+  const make = await group.meet('createDeviceComm()', { payload: device }, complete, {}, outline)
+  return make(group, device)
+}
+
+type MakeComm = (host: GroupHost, device: Device) => DeviceComm
+
+/** How each rank makes its DeviceComm; `devices` by rank. */
+function makerOf(group: GroupHost, devices: readonly Device[]): MakeComm {
+  if (devices.every(({ kind }) => kind === 'webgpu')) {
+    const common = WebGpuComm.commonOf(group, devices as readonly WebGpuDevice[])
+    return (host, device) => new WebGpuComm(host, device as WebGpuDevice, common)
+  }
+  const common = StagedComm.commonOf(group, devices)
+  return (host, device) => new StagedComm(host, device, common)
+}
+
+function groupHostOf(host: HostComm, backend: string): LocalHostComm | WireHostComm {
+  if (host instanceof LocalHostComm || host instanceof WireHostComm) return host
+  throw new BackendUnavailableError(`The ${backend} backend needs a HostComm that launch or a HostGroup gave`)
 }
 
 /**
@@ -74,7 +122,7 @@ export class Communicator {
 
   /** All ranks of `host` call this, each with its own device. */
   static async create(host: HostComm, device: Device, options?: GroupOptions): Promise<Communicator> {
-    return new Communicator(host, await createDeviceComm('webgpu', { host, device }), device, options)
+    return new Communicator(host, await commFor(host, device), device, options)
   }
 
   get rank(): number {

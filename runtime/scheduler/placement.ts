@@ -1,9 +1,11 @@
 // Placement: which device each rank of a program sits on.
+
+import { memoryOf } from '../comm/checks.ts'
 import { invalidArgument } from '../core/errors.ts'
+import { CpuDevice } from '../device/cpu/device.ts'
 import type { Device } from '../device/device.ts'
 import { openDevice } from '../device/open.ts'
 import { WebGpuDevice } from '../device/webgpu/device.ts'
-import type { Gpu } from '../device/webgpu/gpu.ts'
 
 export interface Placed {
   /** One device a rank; ranks on one device have views of it. */
@@ -12,8 +14,11 @@ export interface Placed {
   dispose(): void
 }
 
-/** Views that no program uses any more, by GPU: each holds a queue of its device, so that they are used again rather than made anew. */
-const idle = new WeakMap<Gpu, WebGpuDevice[]>()
+/** A device that several ranks can have, each with a view of its own. */
+type Viewed = WebGpuDevice | CpuDevice
+
+/** Views that no program uses any more, by device: each holds a queue of it, so that they are used again rather than made anew. */
+const idle = new WeakMap<object, Viewed[]>()
 
 /** Ranks in contiguous blocks over the devices: with 4 ranks and 2 devices, ranks 0 and 1 share the first. */
 export function blockOf(rank: number, ranks: number, devices: number): number {
@@ -25,7 +30,7 @@ export async function place(ranks: number, devices: readonly (string | Device)[]
   if (!Array.isArray(devices) || devices.length === 0) throw invalidArgument('devices', 'a list of at least one device', devices)
   if (devices.length > ranks) throw invalidArgument('devices', `at most one for each of the ${ranks} ranks`, devices.length)
   for (const device of devices) {
-    if (typeof device !== 'string' && !(device instanceof WebGpuDevice)) {
+    if (typeof device !== 'string' && !(device instanceof WebGpuDevice || device instanceof CpuDevice)) {
       throw invalidArgument('devices', 'names or devices from openDevice', device)
     }
     if (typeof device !== 'string' && device.failure) throw device.failure
@@ -42,16 +47,18 @@ export async function place(ranks: number, devices: readonly (string | Device)[]
     dispose()
     throw error
   }
+  const unused = new Set(opened.values())
   const placed = Array.from({ length: ranks }, (_, rank) => {
-    const choice = devices[blockOf(rank, ranks, devices.length)] as string | WebGpuDevice
-    const device = (typeof choice === 'string' ? opened.get(choice) : choice) as WebGpuDevice
-    return idle.get(device.gpu)?.pop() ?? device.view()
+    const choice = devices[blockOf(rank, ranks, devices.length)] as string | Viewed
+    const device = (typeof choice === 'string' ? opened.get(choice) : choice) as Viewed
+    if (unused.delete(device)) return device // opened for these ranks: the first of them has it as it is
+    return idle.get(memoryOf(device))?.pop() ?? device.view()
   })
   const giveBack = (): void => {
     for (const view of placed) {
-      const views = idle.get(view.gpu)
+      const views = idle.get(memoryOf(view))
       if (views) views.push(view)
-      else idle.set(view.gpu, [view])
+      else idle.set(memoryOf(view), [view])
     }
     dispose()
   }

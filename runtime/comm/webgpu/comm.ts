@@ -6,7 +6,10 @@ import { ArgumentError, RankFailedError } from '../../core/errors.ts'
 import { checkShape, type Shape, sizeOf } from '../../core/shape.ts'
 import type { Tensor } from '../../core/tensor.ts'
 import type { WebGpuDevice } from '../../device/webgpu/device.ts'
+import { operand } from '../../device/webgpu/launch.ts'
 import type { GpuStorage } from '../../device/webgpu/pool.ts'
+import { LocalChannels, WireChannels } from '../channels.ts'
+import { checkHere, describeShape, describeTensor } from '../checks.ts'
 import type {
   AllReduceOptions,
   AllToAllOptions,
@@ -22,20 +25,20 @@ import type {
   TuneReport,
 } from '../device-comm.ts'
 import { type GroupHost, LocalHostComm } from '../host.ts'
+import { GroupMember } from '../member.ts'
 import type { MeetOptions } from '../rendezvous.ts'
 import type { Wire } from '../wire.ts'
-import { LocalChannels, WireChannels } from './channels.ts'
-import { checkHere, describeShape, describeTensor } from './checks.ts'
 import { debug, describeGroup } from './choose.ts'
 import type { FarDevice } from './clusters.ts'
 import { allGather, broadcast, broadcastInto, gather } from './gather.ts'
 import { WebGpuGroup } from './group.ts'
-import { type Common, Member } from './member.ts'
+import type { Common, Member } from './member.ts'
 import { allGather2D } from './pitched.ts'
 import { recv, send } from './point.ts'
 import { allReduce, allReduceResidualBiasRMSNorm, allReduceTree, reduce, reduceScatter } from './reduce.ts'
 import { allReduceResidualBiasRMSNormEx } from './reshard.ts'
 import { allToAll, scatter } from './scatter.ts'
+import type { Scope } from './scope.ts'
 import { tune } from './tune.ts'
 import { allGatherV, reduceScatterV } from './vector.ts'
 
@@ -47,28 +50,33 @@ export class WebGpuComm implements DeviceComm {
   /** What operations built beside this class need. */
   readonly member: Member
 
-  private constructor(host: GroupHost, device: WebGpuDevice, common: Common) {
-    this.member = new Member(host, device, common)
+  /** `common` as `commonOf` gives it. */
+  constructor(host: GroupHost, device: WebGpuDevice, common: Common) {
+    this.member = new GroupMember(host, device, common, (tensor, use) => operand(device.gpu, tensor, use))
     this.rank = host.rank
     this.size = host.size
     const { ranks } = common.group.home(host.rank)
     this.deviceRank = ranks.indexOf(host.rank)
     this.deviceSize = ranks.length
+    if (host.rank === 0) debug(describeGroup(common.group, host.wire))
   }
 
   /** Every rank of `host` joins with its own view of its device. A device that is lost ends the group. */
   static async create(host: GroupHost, device: WebGpuDevice): Promise<WebGpuComm> {
     const outline = ({ gpu }: WebGpuDevice): FarDevice => ({ adapter: gpu.info.adapter })
     const complete = (devices: WebGpuDevice[]): Common[] => {
-      if (new Set(devices).size < devices.length) {
-        throw new ArgumentError('Two ranks gave the same view of a device; give each rank its own, made with device.view()')
-      }
-      const common = host instanceof LocalHostComm ? withinThread(host, devices) : overWire(host, devices)
+      const common = WebGpuComm.commonOf(host, devices)
       return devices.map(() => common)
     }
-    const common = await host.meet('createDeviceComm(webgpu)', { payload: device }, complete, {}, outline)
-    if (host.rank === 0) debug(describeGroup(common.group, host.wire))
-    return new WebGpuComm(host, device, common)
+    return new WebGpuComm(host, device, await host.meet('createDeviceComm(webgpu)', { payload: device }, complete, {}, outline))
+  }
+
+  /** What the ranks that are here share, of a group with these devices by rank; over a wire those of other ranks are outlines. */
+  static commonOf(host: GroupHost, devices: readonly (WebGpuDevice | FarDevice)[]): Common {
+    if (new Set(devices).size < devices.length) {
+      throw new ArgumentError('Two ranks gave the same view of a device; give each rank its own, made with device.view()')
+    }
+    return host instanceof LocalHostComm ? withinThread(host, devices as readonly WebGpuDevice[]) : overWire(host, devices)
   }
 
   /** The group's members by their ranks in the world. */
@@ -220,7 +228,12 @@ export class WebGpuComm implements DeviceComm {
 function withinThread(host: LocalHostComm, devices: readonly WebGpuDevice[]): Common {
   const group = new WebGpuGroup(devices, null)
   for (const { gpu } of group.clusters) host.watch((end) => gpu.onFailure(end))
-  return { group, channels: new LocalChannels(host, devices), traffic: { crossings: 0, bytes: 0 } }
+  const channels = new LocalChannels<Scope, WebGpuGroup>(host, (pair, rendezvous) => {
+    const two = pair.map((rank) => devices[rank] as WebGpuDevice)
+    for (const gpu of new Set(two.map((device) => device.gpu))) rendezvous.watch((end) => gpu.onFailure(end))
+    return new WebGpuGroup(two, null)
+  })
+  return { group, channels, traffic: { crossings: 0, bytes: 0 } }
 }
 
 /** Of all `devices` the one of this rank is here. */
@@ -233,5 +246,9 @@ function overWire(host: GroupHost, devices: readonly (WebGpuDevice | FarDevice)[
   for (const { gpu } of group.clusters) {
     host.watch((end) => gpu.onFailure((error) => end(new RankFailedError(`Rank ${rank} failed: ${error.message}`, { rank, cause: error }))))
   }
-  return { group, channels: new WireChannels(host, wire, devices, traffic), traffic }
+  const channels = new WireChannels<Scope, WebGpuGroup>(host, wire, (pair, lane) => {
+    const two = pair.map((index) => devices[index] as WebGpuDevice | FarDevice)
+    return new WebGpuGroup(two, { lane, timeoutMs, traffic })
+  })
+  return { group, channels, traffic }
 }

@@ -5,6 +5,7 @@ import type { Tensor } from '../../core/tensor.ts'
 import { expectDims, expectDType, expectShape } from '../../device/checks.ts'
 import { floatType, type Operand } from '../../device/webgpu/launch.ts'
 import { writableStorage } from '../../device/webgpu/pool.ts'
+import { checkApart, checkHere, describeTensor } from '../checks.ts'
 import type { DeviceComm } from '../device-comm.ts'
 import {
   type AllReduceFusion,
@@ -18,7 +19,6 @@ import {
 } from '../fusion/options.ts'
 import { type PatternTraits, traitsOf } from '../fusion/patterns.ts'
 import type { MeetOptions } from '../rendezvous.ts'
-import { checkApart, checkHere, describeTensor } from './checks.ts'
 import { algorithmFor, checkAlgorithm, reductionCall } from './choose.ts'
 import type { Slices } from './clusters.ts'
 import { WebGpuComm } from './comm.ts'
@@ -51,7 +51,11 @@ export type RowsArgs = FusionNorm & FusionOutputs & Omit<AllReduceFusion, 'input
 
 /** This rank's part in the group of a communicator. @throws ERR_BACKEND_UNAVAILABLE for a backend without fusion. */
 export function memberOf(comm: DeviceComm): Member {
-  if (!(comm instanceof WebGpuComm)) throw new BackendUnavailableError('Fused all-reduces need the webgpu backend')
+  if (!(comm instanceof WebGpuComm)) {
+    throw new BackendUnavailableError(
+      'Fused all-reduce patterns run on groups of WebGPU devices alone; with a CPU device use allReduce or allReduceResidualBiasRMSNorm',
+    )
+  }
   return comm.member
 }
 
@@ -158,7 +162,7 @@ export function prepareRows(
     const held = hold(tensor, name === 'scaleOut' ? 'rw' : 'w')
     for (const other of RESULT_NAMES) {
       const before = targets[other]
-      if (before) checkApart(before.operand, held, `${other} and ${name}`)
+      if (before) checkApart(before.operand.range, held.range, `${other} and ${name}`)
     }
     targets[name] = { tensor, operand: held }
   }

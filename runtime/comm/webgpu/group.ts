@@ -10,6 +10,7 @@ import type { GpuStorage } from '../../device/webgpu/pool.ts'
 import { treeSum } from '../../device/webgpu/tree.ts'
 import { STEP_BYTES, sumsOnHost, wireType } from '../algorithms.ts'
 import type { ReduceOp, TreeCut } from '../device-comm.ts'
+import type { Link } from '../link.ts'
 import type { MeetOptions } from '../rendezvous.ts'
 import {
   type Cluster,
@@ -24,7 +25,7 @@ import {
   sitesOf,
   slicesOf,
 } from './clusters.ts'
-import { type Link, WITHIN_THREAD, WireCrossing } from './crossing.ts'
+import { WITHIN_THREAD, WireCrossing } from './crossing.ts'
 import { sumSlice } from './host-sum.ts'
 import { reduceSlices } from './kernels.ts'
 import { Scope } from './scope.ts'

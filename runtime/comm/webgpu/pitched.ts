@@ -1,12 +1,11 @@
 // allGather2D on WebGPU: blocks of rows gathered in place, at any pitch and distance between the ranks' blocks.
 import { dtypeSize } from '../../core/dtype.ts'
-import { ArgumentError, checkInteger, ShapeError } from '../../core/errors.ts'
-import { formatShape } from '../../core/shape.ts'
 import type { Tensor } from '../../core/tensor.ts'
 import { copyRuns, type Operand } from '../../device/webgpu/launch.ts'
+import { checkWritten, describeTensor } from '../checks.ts'
 import type { Pitched } from '../device-comm.ts'
+import { checkLayout } from '../part-checks.ts'
 import type { MeetOptions } from '../rendezvous.ts'
-import { checkWritten, describeTensor } from './checks.ts'
 import { elsewhere, emptySlices, isHere, type Slices, type Source, sliceAt, upload } from './clusters.ts'
 import { partOf, sameRange } from './land.ts'
 import type { Hold, Member } from './member.ts'
@@ -56,20 +55,4 @@ export async function allGather2D(member: Member, buffer: Tensor, layout: Pitche
     return nothing
   })
   return member.counted(buffer, buffer)
-}
-
-/** Blocks lie beside each other in each row, or one behind the other; never over each other. */
-function checkLayout({ pitch, stride, width, height }: Pitched, ranks: number, { size, shape }: Tensor): void {
-  for (const [name, value] of Object.entries({ pitch, stride, width, height })) checkInteger(name, value, 0)
-  if (width * height === 0) return
-  const block = (height - 1) * pitch + width
-  const beside = stride >= width && (height === 1 || (ranks - 1) * stride + width <= pitch)
-  const behind = stride >= block && (height === 1 || pitch >= width)
-  if (ranks > 1 ? !beside && !behind : height > 1 && pitch < width) {
-    throw new ArgumentError(
-      `Blocks of ${height} rows of ${width} at pitch ${pitch} and stride ${stride} overlap; give pitch ≥ ranks * width and stride ≥ width, or pitch ≥ width and stride ≥ height * pitch`,
-    )
-  }
-  const end = (ranks - 1) * stride + block
-  if (end > size) throw new ShapeError(`The blocks end at element ${end} but the buffer ${formatShape(shape)} has ${size}; make it larger`)
 }

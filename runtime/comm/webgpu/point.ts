@@ -1,15 +1,14 @@
 // Messages between two ranks of a WebGPU group: send and recv, matched in order on the channel of their pair.
 import { type DType, dtypeSize } from '../../core/dtype.ts'
-import { ArgumentError, checkInteger } from '../../core/errors.ts'
 import { checkShape, type Shape, sizeOf } from '../../core/shape.ts'
 import type { Tensor } from '../../core/tensor.ts'
 import { copyBytes, type Operand, rangeOf } from '../../device/webgpu/launch.ts'
+import { checkHere, describeShape, describeTensor } from '../checks.ts'
+import { checkPeer } from '../part-checks.ts'
 import type { MeetOptions, Offer } from '../rendezvous.ts'
-import type { Deliver } from './channels.ts'
-import { checkHere, describeShape, describeTensor } from './checks.ts'
 import { elsewhere, isHere } from './clusters.ts'
 import { land } from './land.ts'
-import type { Hold, Member } from './member.ts'
+import type { Deliver, Hold, Member } from './member.ts'
 
 /** Sends x to rank dst (by default the next one, the last sends to the first); resolves once it is received. */
 export async function send(
@@ -48,13 +47,6 @@ interface Wanted {
   shape: Shape
   dtype: DType
   bytes: number
-}
-
-/** A peer cannot be told of a call that names no peer: it throws on its own rank alone. */
-function checkPeer(member: Member, name: string, peer: number): void {
-  member.checkOpen()
-  checkInteger(name, peer, 0, member.size - 1)
-  if (peer === member.rank) throw new ArgumentError(`Rank ${peer} cannot send to itself; use the tensor as it is`)
 }
 
 function pass(

@@ -6,8 +6,6 @@ import type { Tensor } from '../../core/tensor.ts'
 import type { Operand } from '../../device/webgpu/launch.ts'
 import type { GpuStorage } from '../../device/webgpu/pool.ts'
 import type { ReductionCall } from '../algorithms.ts'
-import type { AllReduceOptions, FusedNorm, ReduceOp, TreeCut } from '../device-comm.ts'
-import type { MeetOptions } from '../rendezvous.ts'
 import {
   checkApart,
   checkFused,
@@ -19,7 +17,9 @@ import {
   describeShape,
   describeTensor,
   describeTree,
-} from './checks.ts'
+} from '../checks.ts'
+import type { AllReduceOptions, FusedNorm, ReduceOp, TreeCut } from '../device-comm.ts'
+import type { MeetOptions } from '../rendezvous.ts'
 import { algorithmFor, checkAlgorithm, reductionCall } from './choose.ts'
 import { isHere, type Slices } from './clusters.ts'
 import type { Target } from './group.ts'
@@ -68,7 +68,7 @@ export async function allReduceResidualBiasRMSNorm(member: Member, args: FusedNo
     if (!tree) checkAlgorithm(algorithm, callOf())
     const held = { x: hold(x, 'r'), residual: hold(residual, 'rw'), weight: hold(weight, 'r'), bias: bias ? hold(bias, 'r') : null }
     const target = out && { tensor: out, operand: hold(out, 'w') }
-    if (target) checkApart(held.residual, target.operand, 'residual and out')
+    if (target) checkApart(held.residual.range, target.operand.range, 'residual and out')
     return { ...held, out: target }
   }
   const result = await member.run(call, prepare, options, async (payloads, scope) => {

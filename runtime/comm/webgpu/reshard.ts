@@ -1,35 +1,24 @@
 // allReduceResidualBiasRMSNormEx on WebGPU: rows summed over one group by their owners, normalised, and handed to another group.
 import { dtypeSize } from '../../core/dtype.ts'
-import { ArgumentError, CollectiveMismatchError, invalidArgument, ShapeError } from '../../core/errors.ts'
-import { formatShape } from '../../core/shape.ts'
 import type { Tensor } from '../../core/tensor.ts'
 import type { Range } from '../../device/webgpu/commands.ts'
-import { copyBytes, floatType, type Operand } from '../../device/webgpu/launch.ts'
-import { checkEps, expectDType, expectShape } from '../../device/webgpu/ops.ts'
-import { writableStorage } from '../../device/webgpu/pool.ts'
+import { copyBytes, type Operand } from '../../device/webgpu/launch.ts'
+import { checkApart, describeShape, describeTensor } from '../checks.ts'
 import type { FusedNormEx } from '../device-comm.ts'
 import { innerSize, type OwnedRows, ownedRows } from '../ownership.ts'
 import type { MeetOptions } from '../rendezvous.ts'
-import { checkApart, checkHere, checkWritten, describeShape, describeTensor } from './checks.ts'
+import { checkGroups, checkReshard, type NamedGroups, type Subgroup } from '../reshard-checks.ts'
 import { type Extent, elsewhere, isHere, slicesOf } from './clusters.ts'
 import { fusedNorm } from './kernels.ts'
 import { land, type Piece, partOf, sameRange } from './land.ts'
 import type { Hold, Member } from './member.ts'
 import type { Scope } from './scope.ts'
 
-/** A group split off another, by its members' ranks in the world. */
-export interface Subgroup {
-  readonly members: readonly number[]
-}
-
-interface Operands {
+interface Operands extends NamedGroups {
   hidden: Operand
   residual: Operand
   weight: Operand
   bias: Operand | null
-  /** This rank's groups, by ranks of the whole one. */
-  group0: readonly number[]
-  group1: readonly number[]
 }
 
 /** Gives hidden. */
@@ -45,19 +34,10 @@ export async function allReduceResidualBiasRMSNormEx(
   const sizes = [given.group0, given.group1].map((group) => group?.members?.length ?? member.size)
   const call = `allReduceResidualBiasRMSNormEx(${describeTensor(hidden)}, groups of ${sizes.join(' and ')}, tokens ${tokens}, ${flags})`
   const prepare = (hold: Hold): Operands => {
-    const [group0, group1] = [ranksOf(member, given.group0, 'group0'), ranksOf(member, given.group1, 'group1')]
-    const inner = innerSize(member.size, group0.length, group1.length, localTokenNums)
-    checkOperands(member, given, eps, ownedRows(localTokenNums, inner))
-    const own = group0.length === inner ? group0 : group1
-    const first = member.rank - (member.rank % inner)
-    if (!own.every((rank, i) => rank === first + i)) {
-      throw new ArgumentError(
-        `Expected the smaller group of rank ${member.rank} to be ranks ${first} to ${first + inner - 1} in this order`,
-      )
-    }
+    const groups = checkReshard(member, given, eps)
     const held = { hidden: hold(hidden, 'rw'), residual: hold(residual, 'rw'), weight: hold(weight, 'r') }
-    checkApart(held.hidden, held.residual, 'hidden and residual')
-    return { ...held, bias: bias ? hold(bias, 'r') : null, group0, group1 }
+    checkApart(held.hidden.range, held.residual.range, 'hidden and residual')
+    return { ...held, bias: bias ? hold(bias, 'r') : null, ...groups }
   }
   await member.run<Operands, null>(call, prepare, options, async (payloads, scope) => {
     checkGroups(payloads)
@@ -128,53 +108,4 @@ async function handOut({ group }: Member, scope: Scope, payloads: readonly Opera
     const from = landed[i]
     if (from && isHere(to) && !sameRange(from, place)) copyBytes(to.sink, from, place, place.byteLength)
   }
-}
-
-/** The members of a group all name that group. */
-function checkGroups(payloads: readonly Operands[]): void {
-  for (const name of ['group0', 'group1'] as const) {
-    for (const [rank, { [name]: own }] of payloads.entries()) {
-      const other = own.find((peer) => String(payloads[peer]?.[name]) !== String(own))
-      if (other !== undefined)
-        throw new CollectiveMismatchError(`Ranks ${rank} and ${other} name different groups as ${name}`, { rank: other })
-    }
-  }
-}
-
-/** A subgroup's members as ranks of the whole group. */
-function ranksOf({ host, rank }: Member, group: Subgroup | null, name: string): number[] {
-  if (group === null) return host.members.map((_, i) => i)
-  if (!Array.isArray(group?.members)) throw invalidArgument(name, 'a communicator split off this one, or null for this one,', group)
-  const ranks = group.members.map((member: number) => host.members.indexOf(member))
-  if (ranks.includes(-1) || !ranks.includes(rank))
-    throw new ArgumentError(`Expected ${name} to be split off this group and to have this rank`)
-  return ranks
-}
-
-function checkOperands(
-  { device, rank }: Member,
-  { hidden, residual, weight, bias, localTokenNums }: FusedNormEx<Subgroup>,
-  eps: number,
-  owned: readonly OwnedRows[],
-): void {
-  checkHere(device, hidden, 'hidden')
-  floatType(hidden.dtype, 'hidden')
-  const n = hidden.shape.at(-1)
-  if (n === undefined) throw new ShapeError('Expected [tokens, n] for hidden but received a scalar')
-  const total = localTokenNums.reduce((a, b) => a + b, 0)
-  expectShape(hidden, [total, n], 'hidden')
-  checkWritten(device, hidden, hidden, hidden.dtype, 'hidden')
-  checkHere(device, residual, 'residual')
-  expectDType(residual, hidden.dtype, 'residual')
-  writableStorage(device.gpu.pool, residual.storage)
-  const { last } = owned[rank] as OwnedRows
-  if (residual.shape.length !== 2 || residual.shape[1] !== n || (residual.shape[0] as number) < last) {
-    throw new ShapeError(`Expected [at least ${last}, ${n}] for residual but received ${formatShape(residual.shape)}`)
-  }
-  for (const [name, tensor] of Object.entries({ weight, ...(bias && { bias }) })) {
-    checkHere(device, tensor, name)
-    expectShape(tensor, [n], name)
-    expectDType(tensor, hidden.dtype, name)
-  }
-  checkEps(eps)
 }

@@ -1,20 +1,20 @@
 // The WebGPU collectives that deal parts out: scatter from one rank, allToAll between all.
 import { dtypeSize } from '../../core/dtype.ts'
-import { CollectiveMismatchError, checkInteger, ShapeError } from '../../core/errors.ts'
-import { formatShape, resolveDim, sizeOf, splitAt } from '../../core/shape.ts'
-import { Tensor } from '../../core/tensor.ts'
+import { checkInteger } from '../../core/errors.ts'
+import { resolveDim, sizeOf, splitAt } from '../../core/shape.ts'
+import type { Tensor } from '../../core/tensor.ts'
 import type { Range } from '../../device/webgpu/commands.ts'
 import { copyBytes, copyRuns, type Operand } from '../../device/webgpu/launch.ts'
 import type { GpuStorage } from '../../device/webgpu/pool.ts'
+import { checkMoved, checkParts } from '../checks.ts'
 import type { AllToAllOptions } from '../device-comm.ts'
+import { checkDealt, checkReceived, describeOpen, type Splits } from '../part-checks.ts'
 import type { MeetOptions } from '../rendezvous.ts'
-import { checkMoved, checkParts, describeTensor } from './checks.ts'
 import { type Cluster, elsewhere, isHere, slicesOf } from './clusters.ts'
 import type { WebGpuGroup } from './group.ts'
 import { land, type Piece, partOf } from './land.ts'
 import type { Hold, Member } from './member.ts'
 import type { Scope } from './scope.ts'
-import { checkSizes } from './vector.ts'
 
 /** Rank r gets the r-th part of rank src's x along dim. The others' x is not looked at. */
 export async function scatter(
@@ -73,37 +73,21 @@ export async function scatter(
   return member.counted(member.rank === src ? x : null, result)
 }
 
-interface Dealt {
+interface Dealt extends Splits {
   operand: Operand
-  splits: readonly number[]
-  outputSplits: readonly number[] | undefined
 }
 
 /** Rank s's rows, cut by its splits: the r-th cut goes to rank r, which gets its cuts in the order of their senders. */
 export async function allToAll(member: Member, x: Tensor, { splits, outputSplits, ...options }: AllToAllOptions = {}): Promise<Tensor> {
   const { group, size } = member
-  const check = (): readonly number[] => {
-    checkMoved(member.device, x, 0)
-    if (outputSplits !== undefined) checkSizes(outputSplits, size, 'outputSplits')
-    const rows = x.shape[0] as number
-    if (splits === undefined) {
-      checkParts(x.shape, 0, size)
-      return Array<number>(size).fill(rows / size)
-    }
-    checkSizes(splits, size, 'splits')
-    const sum = splits.reduce((a: number, b: number) => a + b, 0)
-    if (sum !== rows)
-      throw new ShapeError(`Expected ${sum} rows, the sum of splits ${formatShape(splits)}, but x is ${formatShape(x.shape)}`)
-    return splits
-  }
+  const check = (): Splits => checkDealt(member.device, x, size, { splits, outputSplits })
   if (size === 1) {
     const same = member.bypass(x, check)
-    checkReceived([{ splits: check(), outputSplits }])
+    checkReceived([check()])
     return same
   }
-  const prepare = (hold: Hold): Dealt => ({ splits: check(), outputSplits, operand: hold(x, 'r') })
-  const rest = x instanceof Tensor ? `[${['*', ...x.shape.slice(1)].join(', ')}] ${x.dtype}` : describeTensor(x)
-  const result = await member.run(`allToAll(${rest})`, prepare, options, async (payloads, scope) => {
+  const prepare = (hold: Hold): Dealt => ({ ...check(), operand: hold(x, 'r') })
+  const result = await member.run(`allToAll(${describeOpen(x, 0)})`, prepare, options, async (payloads, scope) => {
     checkReceived(payloads)
     const tail = x.shape.slice(1)
     const unit = sizeOf(tail) * dtypeSize(x.dtype)
@@ -171,18 +155,5 @@ async function deal(scope: Scope, group: WebGpuGroup, payloads: readonly Dealt[]
   const landed = await land(scope, pieces)
   for (const [i, { to, place }] of pieces.entries()) {
     if (isHere(to) && place) copyBytes(to.sink, landed[i] as Range, place, place.byteLength)
-  }
-}
-
-/** What a rank expects to receive must be what the others send it. */
-function checkReceived(payloads: readonly Pick<Dealt, 'splits' | 'outputSplits'>[]): void {
-  for (const [rank, { outputSplits }] of payloads.entries()) {
-    const sent = payloads.map(({ splits }) => splits[rank] as number)
-    if (outputSplits?.some((n, from) => n !== sent[from])) {
-      throw new CollectiveMismatchError(
-        `Rank ${rank} of allToAll expects rows ${formatShape(outputSplits)} but is sent ${formatShape(sent)}; outputSplits[s] is splits[${rank}] of rank s`,
-        { rank },
-      )
-    }
   }
 }

@@ -1,12 +1,12 @@
 // The WebGPU collectives over parts of different lengths: allGatherV and reduceScatterV.
 import { dtypeSize } from '../../core/dtype.ts'
-import { invalidArgument, ShapeError } from '../../core/errors.ts'
-import { formatShape, resolveDim, type Shape, sizeOf, splitAt } from '../../core/shape.ts'
-import { Tensor } from '../../core/tensor.ts'
+import { resolveDim, type Shape, sizeOf, splitAt } from '../../core/shape.ts'
+import type { Tensor } from '../../core/tensor.ts'
 import type { Range } from '../../device/webgpu/commands.ts'
 import { copyRuns, type Operand } from '../../device/webgpu/launch.ts'
+import { describeShape, describeTensor } from '../checks.ts'
 import type { GatherVOptions, ScatterVOptions } from '../device-comm.ts'
-import { checkMoved, checkReduced, describeShape, describeTensor } from './checks.ts'
+import { checkCut, checkGathered, describeOpen, isEven, lengthAt } from '../part-checks.ts'
 import { emptySlices, type Slices } from './clusters.ts'
 import { reduceSlices } from './kernels.ts'
 import { land, partOf } from './land.ts'
@@ -22,19 +22,7 @@ export async function allGatherV(
   { dim = 0, sizes, ...options }: GatherVOptions = {},
 ): Promise<Tensor | Tensor[]> {
   const list = (Array.isArray(x) ? x : [x]) as readonly Tensor[]
-  const check = (): void => {
-    if (list.length === 0) throw invalidArgument('x', 'a tensor, or a list of at least one', x)
-    if (sizes !== undefined) checkSizes(sizes, member.size)
-    for (const tensor of list) {
-      checkMoved(member.device, tensor, dim)
-      const length = lengthAt(tensor.shape, dim)
-      if (sizes && sizes[member.rank] !== length) {
-        throw new ShapeError(
-          `Expected dimension ${dim} of ${formatShape(tensor.shape)} to be sizes[${member.rank}] = ${sizes[member.rank]}; each rank brings as many as sizes says`,
-        )
-      }
-    }
-  }
+  const check = (): void => checkGathered(member.device, list, dim, { rank: member.rank, size: member.size, sizes })
   if (member.size === 1) {
     member.checkOpen()
     check()
@@ -99,14 +87,7 @@ export async function reduceScatterV(
   { dim = -1, sizes, op = 'sum', ...options }: ScatterVOptions = {},
 ): Promise<Tensor> {
   if (sizes === undefined || isEven(sizes, member.size, x, dim)) return reduceScatter(member, x, { dim, op, ...options })
-  const check = (): void => {
-    checkReduced(member.device, x, op)
-    checkSizes(sizes, member.size)
-    const sum = sizes.reduce((a: number, b: number) => a + b, 0)
-    if (lengthAt(x.shape, dim) !== sum) {
-      throw new ShapeError(`Expected dimension ${dim} of ${formatShape(x.shape)} to be the sum of sizes ${formatShape(sizes)}, ${sum}`)
-    }
-  }
+  const check = (): void => checkCut(member.device, x, op, dim, sizes, member.size)
   if (member.size === 1) return member.bypass(x, check)
   const call = `reduceScatterV(${op}, ${describeTensor(x)}, dim ${dim}, sizes ${describeShape(sizes)})`
   const result = await member.run(call, held(x, check), options, async (operands, scope) => {
@@ -143,28 +124,4 @@ export async function reduceScatterV(
     return results
   })
   return member.counted(x, result)
-}
-
-/** One length for each rank; zero is one. */
-export function checkSizes(sizes: readonly number[], ranks: number, name = 'sizes'): void {
-  if (!Array.isArray(sizes) || sizes.length !== ranks || !sizes.every((n) => Number.isSafeInteger(n) && n >= 0)) {
-    throw invalidArgument(name, `a list of ${ranks} non-negative integers, one for each rank,`, sizes)
-  }
-}
-
-/** True for sizes that cut x as reduceScatter does. */
-function isEven(sizes: readonly number[], ranks: number, x: Tensor, dim: number): boolean {
-  if (!Array.isArray(sizes) || sizes.length !== ranks || !(x instanceof Tensor)) return false
-  return sizes.every((n) => n === sizes[0]) && x.shape.at(dim) === (sizes[0] as number) * ranks
-}
-
-function lengthAt(shape: Shape, dim: number): number {
-  return shape[resolveDim(dim, shape.length)] as number
-}
-
-/** A tensor as ranks must agree on it: without its length along dim. */
-function describeOpen(x: unknown, dim: number): string {
-  if (!(x instanceof Tensor)) return describeTensor(x)
-  const at = dim < 0 ? dim + x.shape.length : dim
-  return `[${x.shape.map((n, i) => (i === at ? '*' : n)).join(', ')}] ${x.dtype}`
 }

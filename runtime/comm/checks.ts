@@ -1,14 +1,17 @@
 // What a rank's own arguments must be, and how a call is written down for comparison with the other ranks' calls.
-import { isFloat } from '../../core/dtype.ts'
-import { ArgumentError, DeviceError, DTypeError, describe, invalidArgument, ShapeError } from '../../core/errors.ts'
-import { formatShape, resolveDim, type Shape } from '../../core/shape.ts'
-import { Tensor } from '../../core/tensor.ts'
-import { mergesOf, slotsOf } from '../../core/tree.ts'
-import { sameMemory, type WebGpuDevice } from '../../device/webgpu/device.ts'
-import { elementType, floatType, type Operand } from '../../device/webgpu/launch.ts'
-import { checkEps, expectDType, expectShape } from '../../device/webgpu/ops.ts'
-import { writableStorage } from '../../device/webgpu/pool.ts'
-import { type FusedNorm, REDUCE_OPS, type ReduceOp, type TreeCut } from '../device-comm.ts'
+import { isFloat } from '../core/dtype.ts'
+import { ArgumentError, DeviceError, DTypeError, describe, invalidArgument, ShapeError } from '../core/errors.ts'
+import { formatShape, resolveDim, type Shape } from '../core/shape.ts'
+import type { Storage, TensorDevice } from '../core/storage.ts'
+import { Tensor } from '../core/tensor.ts'
+import { mergesOf, slotsOf } from '../core/tree.ts'
+import { checkEps, elementType, expectDType, expectShape, floatType } from '../device/checks.ts'
+import { CpuDevice } from '../device/cpu/device.ts'
+import { CpuStorage, writableStorage as writableOnCpu } from '../device/cpu/memory.ts'
+import type { Device } from '../device/device.ts'
+import { WebGpuDevice } from '../device/webgpu/device.ts'
+import { GpuStorage, writableStorage } from '../device/webgpu/pool.ts'
+import { type FusedNorm, REDUCE_OPS, type ReduceOp, type TreeCut } from './device-comm.ts'
 
 /** Never throws, whatever was given: what is wrong with it is for the checks to say. */
 export function describeTensor(x: unknown): string {
@@ -24,31 +27,48 @@ export function describeShape(shape: unknown): string {
   return Array.isArray(shape) ? formatShape(shape) : describe(shape)
 }
 
+/** What all views of one device have in common: two devices with the same are one. */
+export function memoryOf(device: TensorDevice): object {
+  if (device instanceof WebGpuDevice) return device.gpu
+  return device instanceof CpuDevice ? device.memory : device
+}
+
+/** Nobody may write it any more: it is the result of several ranks. */
+export function shareStorage(storage: Storage): void {
+  if (storage instanceof GpuStorage || storage instanceof CpuStorage) storage.readOnly = true
+}
+
 /** A tensor on this rank's device, undisposed. */
-export function checkHere(device: WebGpuDevice, tensor: Tensor, name: string): void {
+export function checkHere(device: Device, tensor: Tensor, name: string): void {
   if (device.failure) throw device.failure
   if (!(tensor instanceof Tensor)) throw invalidArgument(name, 'a Tensor', tensor)
-  if (!sameMemory(tensor.device, device)) {
+  if (memoryOf(tensor.device) !== memoryOf(device)) {
     throw new DeviceError(`Expected ${name} on ${device.name} but it is on ${tensor.device.name}; move it with tensor.to(device)`)
   }
   void tensor.storage // throws where it was disposed
 }
 
-export function checkWritten(device: WebGpuDevice, tensor: Tensor, like: Tensor, dtype: Tensor['dtype'], name: string): void {
+export function checkWritten(device: Device, tensor: Tensor, like: Tensor, dtype: Tensor['dtype'], name: string): void {
   checkHere(device, tensor, name)
   expectShape(tensor, like.shape, name)
   expectDType(tensor, dtype, name)
-  writableStorage(device.gpu.pool, tensor.storage)
+  checkWritable(device, tensor)
 }
 
-export function checkReduced(device: WebGpuDevice, x: Tensor, op: ReduceOp): void {
+/** Memory of this rank's device that is no shared result of a collective. */
+export function checkWritable(device: Device, { storage }: Tensor): void {
+  if (device instanceof WebGpuDevice) writableStorage(device.gpu.pool, storage)
+  else if (device instanceof CpuDevice) writableOnCpu(device.memory, storage)
+}
+
+export function checkReduced(device: Device, x: Tensor, op: ReduceOp): void {
   checkHere(device, x, 'x')
   if (!REDUCE_OPS.includes(op)) throw invalidArgument('op', REDUCE_OPS.join(', '), op)
   elementType(x.dtype, 'x')
   if (op === 'avg' && !isFloat(x.dtype)) throw new DTypeError(`Expected a float dtype for avg but received ${x.dtype}; use sum`)
 }
 
-export function checkMoved(device: WebGpuDevice, x: Tensor, dim: number): void {
+export function checkMoved(device: Device, x: Tensor, dim: number): void {
   checkHere(device, x, 'x')
   resolveDim(dim, x.shape.length)
 }
@@ -59,7 +79,7 @@ export function checkParts(shape: Shape, dim: number, size: number): void {
   }
 }
 
-export function checkFused(device: WebGpuDevice, { x, residual, weight, bias, tree, out }: FusedNorm, eps: number): void {
+export function checkFused(device: Device, { x, residual, weight, bias, tree, out }: FusedNorm, eps: number): void {
   checkHere(device, x, 'x')
   if (tree) checkHere(device, residual, 'residual')
   const n = (tree ? residual : x).shape.at(-1)
@@ -94,10 +114,16 @@ export function checkTree(x: Tensor, count: number, { spans }: TreeCut): void {
   if (count % 4 !== 0) throw new ShapeError(`Expected a multiple of 4 elements for a sum by the tree but received ${count}`)
 }
 
-/** Two operands that one kernel writes may not share bytes. */
-export function checkApart(a: Operand, b: Operand, names: string): void {
-  const [p, q] = [a.range, b.range]
-  if (p.buffer === q.buffer && p.offset < q.offset + q.byteLength && q.offset < p.offset + p.byteLength) {
+/** Bytes of some memory. */
+export interface Bytes {
+  readonly buffer: unknown
+  readonly offset: number
+  readonly byteLength: number
+}
+
+/** Two operands that one call writes may not share bytes. */
+export function checkApart(a: Bytes, b: Bytes, names: string): void {
+  if (a.buffer === b.buffer && a.offset < b.offset + b.byteLength && b.offset < a.offset + a.byteLength) {
     throw new ArgumentError(`Expected ${names} to be different memory but they overlap; give each a tensor of its own`)
   }
 }

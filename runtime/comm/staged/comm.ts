@@ -1,0 +1,254 @@
+// StagedComm: collectives among ranks on devices of any kind: all on the CPU, or on it and on GPUs. What ranks bring is read into host memory,
+// combined there in the group's order, and written to each device that needs it. What each collective does is in the files beside this one.
+import { type DType, dtypeSize } from '../../core/dtype.ts'
+import { ArgumentError, RankFailedError } from '../../core/errors.ts'
+import { checkShape, type Shape } from '../../core/shape.ts'
+import type { Tensor } from '../../core/tensor.ts'
+import type { Device } from '../../device/device.ts'
+import { WebGpuDevice } from '../../device/webgpu/device.ts'
+import { STEP_BYTES } from '../algorithms.ts'
+import { LocalChannels, WireChannels } from '../channels.ts'
+import { checkHere, describeShape, describeTensor } from '../checks.ts'
+import type {
+  AllReduceOptions,
+  AllToAllOptions,
+  CommStats,
+  DeviceComm,
+  FusedNorm,
+  FusedNormEx,
+  GatherVOptions,
+  Pitched,
+  ReduceOp,
+  ScatterVOptions,
+  TreeCut,
+  TuneReport,
+} from '../device-comm.ts'
+import { type GroupHost, LocalHostComm } from '../host.ts'
+import { GroupMember } from '../member.ts'
+import type { MeetOptions, Rendezvous } from '../rendezvous.ts'
+import { debug } from '../webgpu/choose.ts'
+import type { Wire } from '../wire.ts'
+import { allGather2D, allToAll, scatter } from './deal.ts'
+import { type FarDevice, StagedGroup, type Staging } from './group.ts'
+import { type Common, type Member, operandOf } from './member.ts'
+import { allGather, allGatherV, broadcast, broadcastInto, gather } from './move.ts'
+import { recv, send } from './point.ts'
+import { allReduce, allReduceResidualBiasRMSNorm, allReduceTree, reduce, reduceScatter, reduceScatterV } from './reduce.ts'
+import { allReduceResidualBiasRMSNormEx } from './reshard.ts'
+
+export class StagedComm implements DeviceComm {
+  readonly rank: number
+  readonly size: number
+  readonly deviceRank: number
+  readonly deviceSize: number
+  readonly member: Member
+
+  /** `common` as `commonOf` gives it. */
+  constructor(host: GroupHost, device: Device, common: Common) {
+    this.member = new GroupMember(host, device, common, operandOf(host.rank))
+    this.rank = host.rank
+    this.size = host.size
+    const { ranks } = common.group.home(host.rank)
+    this.deviceRank = ranks.indexOf(host.rank)
+    this.deviceSize = ranks.length
+    if (host.rank === 0) debug(this.describe())
+  }
+
+  /** Every rank of `host` joins with its own view of its device. */
+  static async create(host: GroupHost, device: Device): Promise<StagedComm> {
+    const outline = ({ description }: Device): FarDevice => ({ adapter: description })
+    const complete = (devices: Device[]): Common[] => {
+      const common = StagedComm.commonOf(host, devices)
+      return devices.map(() => common)
+    }
+    return new StagedComm(host, device, await host.meet('createDeviceComm(hybrid)', { payload: device }, complete, {}, outline))
+  }
+
+  /** What the ranks that are here share, of a group with these devices by rank; over a wire those of other ranks are outlines. */
+  static commonOf(host: GroupHost, devices: readonly (Device | FarDevice)[]): Common {
+    if (new Set(devices).size < devices.length) {
+      throw new ArgumentError('Two ranks gave the same view of a device; give each rank its own, made with device.view()')
+    }
+    return host instanceof LocalHostComm ? withinThread(host, devices as readonly Device[]) : overWire(host, devices)
+  }
+
+  /** The group's members by their ranks in the world. */
+  get members(): readonly number[] {
+    return this.member.host.members
+  }
+
+  allReduce(x: Tensor, options?: AllReduceOptions): Promise<Tensor> {
+    return allReduce(this.member, x, options)
+  }
+
+  allReduceTree(x: Tensor, options: { tree: TreeCut; shape: Shape } & MeetOptions): Promise<Tensor> {
+    return allReduceTree(this.member, x, options)
+  }
+
+  allReduceResidualBiasRMSNorm(args: FusedNorm, options?: MeetOptions): Promise<Tensor> {
+    return allReduceResidualBiasRMSNorm(this.member, args, options)
+  }
+
+  allReduceResidualBiasRMSNormEx(args: FusedNormEx<DeviceComm>, options?: MeetOptions): Promise<Tensor> {
+    return allReduceResidualBiasRMSNormEx(this.member, args as FusedNormEx<StagedComm>, options)
+  }
+
+  allGather(x: Tensor, options?: { dim?: number } & MeetOptions): Promise<Tensor> {
+    return allGather(this.member, x, options)
+  }
+
+  allGatherV(x: Tensor, options?: GatherVOptions): Promise<Tensor>
+  allGatherV(x: readonly Tensor[], options?: GatherVOptions): Promise<Tensor[]>
+  allGatherV(x: Tensor | readonly Tensor[], options?: GatherVOptions): Promise<Tensor | Tensor[]> {
+    return allGatherV(this.member, x, options)
+  }
+
+  allGather2D(buffer: Tensor, layout: Pitched & MeetOptions): Promise<Tensor> {
+    return allGather2D(this.member, buffer, layout)
+  }
+
+  gather(x: Tensor, options?: { dst?: number; dim?: number } & MeetOptions): Promise<Tensor | null> {
+    return gather(this.member, x, options)
+  }
+
+  reduce(x: Tensor, options?: { dst?: number; op?: ReduceOp } & MeetOptions): Promise<Tensor | null> {
+    return reduce(this.member, x, options)
+  }
+
+  reduceScatter(x: Tensor, options?: { dim?: number; op?: ReduceOp } & MeetOptions): Promise<Tensor> {
+    return reduceScatter(this.member, x, options)
+  }
+
+  reduceScatterV(x: Tensor, options?: ScatterVOptions): Promise<Tensor> {
+    return reduceScatterV(this.member, x, options)
+  }
+
+  scatter(x: Tensor | null, options?: { src?: number; dim?: number } & MeetOptions): Promise<Tensor> {
+    return scatter(this.member, x, options)
+  }
+
+  allToAll(x: Tensor, options?: AllToAllOptions): Promise<Tensor> {
+    return allToAll(this.member, x, options)
+  }
+
+  broadcast(x: Tensor, { inPlace = false, ...options }: { src?: number; inPlace?: boolean } & MeetOptions = {}): Promise<Tensor> {
+    return inPlace ? broadcastInto(this.member, x, options) : broadcast(this.member, x, options)
+  }
+
+  send(x: Tensor, options?: { dst?: number } & MeetOptions): Promise<void> {
+    return send(this.member, x, options)
+  }
+
+  recv(shape: Shape, dtype: DType, options?: { src?: number } & MeetOptions): Promise<Tensor> {
+    return recv(this.member, shape, dtype, options)
+  }
+
+  async barrier(options: MeetOptions = {}): Promise<void> {
+    const nothing = async (all: null[]): Promise<null[]> => all
+    await this.member.runApart('barrier()', () => null, options, nothing)
+  }
+
+  async allocate(
+    shape: Shape,
+    { dtype = 'float32', shared = false, ...options }: { dtype?: DType; shared?: boolean } & MeetOptions = {},
+  ): Promise<Tensor> {
+    const prepare = (): null => {
+      checkShape(shape)
+      dtypeSize(dtype) // throws for an unknown one
+      return null
+    }
+    const call = `allocate(${describeShape(shape)} ${dtype}${shared ? ', shared' : ''})`
+    return this.member.runApart(call, prepare, options, async (_, staging) => staging.allocate(shape, dtype, shared))
+  }
+
+  register(tensor: Tensor, options?: MeetOptions): Promise<void> {
+    return this.#vouch('register', tensor, options)
+  }
+
+  deregister(tensor: Tensor, options?: MeetOptions): Promise<void> {
+    return this.#vouch('deregister', tensor, options)
+  }
+
+  async split(options: { color: number | null; key?: number }): Promise<StagedComm | null> {
+    this.member.checkOpen()
+    const host = await this.member.host.split(options)
+    return host && StagedComm.create(host, this.member.device)
+  }
+
+  /** There is one way through host memory: nothing to choose. */
+  async tune(options: MeetOptions = {}): Promise<TuneReport> {
+    await this.member.runApart(
+      'tune()',
+      () => null,
+      options,
+      async (all) => all,
+    )
+    const topology = this.member.group.sites.map(({ adapter, ranks }) => `${adapter}x${ranks.length}`).join('+')
+    return { topology, bitsEqual: true, stepBytes: STEP_BYTES, smallMilliseconds: 0, largeMilliseconds: 0 }
+  }
+
+  describe(): string {
+    const { group, host } = this.member
+    const devices = group.sites.map(({ adapter, ranks }) => `${ranks.length} on ${adapter}`).join(', ')
+    const joined = host.wire ? `, joined by ${host.wire.about}` : ''
+    return `${this.size} rank${this.size === 1 ? '' : 's'} (${devices}${joined}): reductions in host memory`
+  }
+
+  stats(): CommStats {
+    const { counts, traffic, device } = this.member
+    const { submits, maps } = device instanceof WebGpuDevice ? device.stats : { submits: 0, maps: 0 }
+    return { ...counts, crossings: traffic.crossings, hostBytes: traffic.bytes, submits, maps }
+  }
+
+  /** All ranks learn whether each one's tensor is usable. */
+  async #vouch(name: string, tensor: Tensor, options: MeetOptions = {}): Promise<void> {
+    const check = (): null => {
+      checkHere(this.member.device, tensor, 'tensor')
+      return null
+    }
+    await this.member.runApart(`${name}(${describeTensor(tensor)})`, check, options, async (all) => all)
+  }
+
+  destroy(): void {
+    this.member.destroy()
+  }
+
+  abort(reason: unknown): void {
+    this.member.abort(reason)
+  }
+}
+
+function withinThread(host: LocalHostComm, devices: readonly Device[]): Common {
+  const group = new StagedGroup(devices, null)
+  watchFailures(devices, host)
+  const channels = new LocalChannels<Staging, StagedGroup>(host, (pair, rendezvous) => {
+    const two = pair.map((rank) => devices[rank] as Device)
+    watchFailures(two, rendezvous)
+    return new StagedGroup(two, null)
+  })
+  return { group, channels, traffic: { crossings: 0, bytes: 0 } }
+}
+
+/** Of all `devices` the one of this rank is here. */
+function overWire(host: GroupHost, devices: readonly (Device | FarDevice)[]): Common {
+  const wire = host.wire as Wire
+  const traffic = { crossings: 0, bytes: 0 }
+  const { timeoutMs } = host
+  const group = new StagedGroup(devices, { lane: wire.data, timeoutMs, traffic })
+  const rank = host.members[host.rank] as number
+  watchFailures([group.device(host.rank)], {
+    watch: (watch) =>
+      host.watch((end) => watch((error) => end(new RankFailedError(`Rank ${rank} failed: ${error.message}`, { rank, cause: error })))),
+  })
+  const channels = new WireChannels<Staging, StagedGroup>(host, wire, (pair, lane) => {
+    const two = pair.map((index) => devices[index] as Device | FarDevice)
+    return new StagedGroup(two, { lane, timeoutMs, traffic })
+  })
+  return { group, channels, traffic }
+}
+
+/** The loss of a GPU ends the group at once; that of a CPU device is told by the next call. */
+function watchFailures(devices: readonly Device[], ranks: Pick<Rendezvous, 'watch'>): void {
+  const gpus = new Set(devices.flatMap((device) => (device instanceof WebGpuDevice ? device.gpu : [])))
+  for (const gpu of gpus) ranks.watch((end) => gpu.onFailure(end))
+}

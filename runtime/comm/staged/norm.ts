@@ -1,0 +1,54 @@
+// The end of the fused all-reduce on the host: residual, bias and RMSNorm of rows, in float32 and in one order, for every kind of device.
+import type { DType } from '../../core/dtype.ts'
+import { bytesOf, numbersIn } from './numbers.ts'
+
+/** Squares are summed in this many lanes, which are then added in halves: a row's bits depend on the row alone. */
+const LANES = 64
+
+export interface NormRows {
+  /** Reduced over the ranks, as many as rows have elements. */
+  sum: Float32Array
+  /** Bytes of `dtype`, as weight and bias, [n] each. */
+  residual: Uint8Array
+  weight: Uint8Array
+  bias: Uint8Array | null
+  dtype: DType
+  n: number
+  eps: number
+  zeroCentered: boolean
+}
+
+/**
+ * s = residual + sum + bias, rounded to the dtype once; the result is s * rsqrt(mean(s^2) + eps) * weight of the rounded s. Every step is
+ * rounded to float32. Element i of a row adds its square to lane i mod 64, in ascending order; lane j then takes lane j + 32, j + 16, ... 1.
+ */
+export function normed({ sum, residual, weight, bias, dtype, n, eps, zeroCentered }: NormRows): { residual: Uint8Array; out: Uint8Array } {
+  const before = numbersIn(dtype, residual)
+  const gamma = Float32Array.from(numbersIn(dtype, weight), (w) => (zeroCentered ? w + 1 : w))
+  const added = bias && numbersIn(dtype, bias)
+  const total = new Float32Array(sum.length)
+  for (let i = 0; i < total.length; i++) total[i] = (before[i] as number) + (sum[i] as number)
+  if (added) for (let i = 0; i < total.length; i++) total[i] = (total[i] as number) + (added[i % n] as number)
+  const stored = bytesOf(dtype, total)
+  const s = numbersIn(dtype, stored) as Float32Array
+  const out = new Float32Array(s.length)
+  for (let row = 0; row < s.length; row += n) {
+    const scale = scaleOf(s.subarray(row, row + n), eps)
+    for (let i = 0; i < n; i++) out[row + i] = Math.fround((s[row + i] as number) * scale) * (gamma[i] as number)
+  }
+  return { residual: stored, out: bytesOf(dtype, out) }
+}
+
+/** 1 / sqrt(mean of squares + eps) */
+function scaleOf(row: Float32Array, eps: number): number {
+  const { fround } = Math
+  const lanes = new Float32Array(LANES)
+  for (let i = 0; i < row.length; i++) {
+    const value = row[i] as number
+    lanes[i % LANES] = (lanes[i % LANES] as number) + fround(value * value)
+  }
+  for (let half = LANES / 2; half >= 1; half /= 2) {
+    for (let lane = 0; lane < half; lane++) lanes[lane] = (lanes[lane] as number) + (lanes[lane + half] as number)
+  }
+  return fround(1 / fround(Math.sqrt(fround(fround((lanes[0] as number) / row.length) + fround(eps)))))
+}
