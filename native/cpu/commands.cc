@@ -34,8 +34,8 @@ class Reader {
       case kEmbedding: {
         const auto tokens = Number(), n = Number(), rows = Number();
         Number();
-        const auto from = Float(), to = Float();
-        Operand(tokens * 4, 4), Operand(rows * n * from, from), Operand(tokens * n * to, to);
+        const auto from = Weight(n), to = Float();
+        Operand(tokens * 4, 4), Operand(rows * n * from, WeightAlignment()), Operand(tokens * n * to, to);
         break;
       }
       case kMatmul:
@@ -47,10 +47,14 @@ class Reader {
           if (k < 1 || block < 4 || std::fmod(block, 4) != 0 || std::fmod(k, 4) != 0 || first + std::ceil(k / block) > 65536) Fail("a tree that cannot be");
           nodes = Nodes(first, std::ceil(k / block));
         }
-        const auto x = Float(), w = Float();
+        const auto width = Number(), column = Number();
+        if (column + outs > width) Fail("columns that are not there");
+        const auto x = Float(), w = Weight(k);
         const bool bias = Flag();
         if (command.call.op == kMatmulTree && Flag()) nodes = 1;
-        Operand(tokens * k * x, x), Operand(outs * k * w, w), Operand(bias ? outs * 4 : 0, bias ? 4 : 1), Operand(nodes * tokens * outs * 4, 4);
+        if (nodes != 1 && width != outs) Fail("subtrees in columns");
+        Operand(tokens * k * x, x), Operand(outs * k * w, WeightAlignment()), Operand(bias ? outs * 4 : 0, bias ? 4 : 1);
+        Operand(nodes * tokens * width * 4, 4);
         break;
       }
       case kRope: {
@@ -142,8 +146,21 @@ class Reader {
   double Float(Type most = kF16) {
     const auto type = static_cast<Type>(Size(most));
     command_->call.types[types_++] = type;
-    return static_cast<double>(SizeOf(type));
+    return static_cast<double>(kFormats[type].bytes);
   }
+
+  /** Bytes of an element of a weight with rows of `n` elements; a fraction, and exact, for blocks. */
+  double Weight(double n) {
+    const auto type = static_cast<Type>(Size(kTypes - 1));
+    const auto [values, bytes] = kFormats[type];
+    if (type == kWord || std::fmod(n, static_cast<double>(values)) != 0) Fail("rows that are no weights");
+    weight_ = type;
+    command_->call.types[types_++] = type;
+    return static_cast<double>(bytes) / static_cast<double>(values);
+  }
+
+  /** Blocks begin anywhere. */
+  double WeightAlignment() const { return kFormats[weight_].values > 1 ? 1 : static_cast<double>(kFormats[weight_].bytes); }
 
   bool Flag() { return command_->call.flags[flags_++] = Size(1) != 0; }
 
@@ -183,6 +200,7 @@ class Reader {
   size_t left_;
   const Registry& registry_;
   Command* command_ = nullptr;
+  Type weight_ = kF32;
   size_t numbers_ = 0, operands_ = 0, types_ = 0, flags_ = 0;
 };
 

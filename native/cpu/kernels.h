@@ -7,12 +7,18 @@ namespace rankmesh::cpu {
 
 /** As runtime/device/cpu/commands.ts numbers them. */
 enum Op : uint32_t { kWait, kEmbedding, kMatmul, kMatmulTree, kRope, kAttention, kSiluMul, kRmsNorm, kAdd, kSoftmax, kTopK, kCast, kCopy, kOps };
-enum Type : uint8_t { kF32, kBf16, kF16, kWord };
+enum Type : uint8_t { kF32, kBf16, kF16, kWord, kQ8_0, kQ4_0, kQ4_1, kQ4_K, kQ5_K, kQ6_K, kTypes };
 
-constexpr size_t SizeOf(Type type) { return type == kF32 || type == kWord ? 4 : 2; }
+/** Elements that a type stores together, and the bytes of all of them. */
+struct Format {
+  size_t values;
+  size_t bytes;
+};
+
+constexpr Format kFormats[kTypes] = {{1, 4}, {1, 2}, {1, 2}, {1, 4}, {32, 34}, {32, 18}, {32, 20}, {256, 144}, {256, 176}, {256, 210}};
 
 constexpr size_t kOperands = 5;
-constexpr size_t kNumbers = 6;
+constexpr size_t kNumbers = 7;
 
 /** One operation: its sizes and operands in the order in which commands.cc reads them. */
 struct Call {

@@ -70,6 +70,7 @@ export function checkReduced(device: Device, x: Tensor, op: ReduceOp): void {
 
 export function checkMoved(device: Device, x: Tensor, dim: number): void {
   checkHere(device, x, 'x')
+  if (isBlockDType(x.dtype)) throw new DTypeError(`Collectives move single elements, not blocks of ${x.dtype}; each rank reads its own`)
   resolveDim(dim, x.shape.length)
 }
 

@@ -1,4 +1,5 @@
 // The element types of a tensor: names, sizes, and conversion between raw bytes and JavaScript numbers.
+import { BLOCK_FORMATS, type BlockType, decodeBlocks } from './blocks.ts'
 import {
   decodeBfloat16,
   decodeFloat16,
@@ -26,8 +27,31 @@ export type DType =
   | 'uint32'
   | 'int64'
   | 'uint64'
+  | BlockDType
 
-/** Bytes of one element. `float4_e2m1x2` counts pairs: one element is one byte that holds two values, low nibble first. */
+/** Weights in blocks along the last dimension, whose length is whole blocks; bytes as in GGUF files. Made by `Tensor.fromBytes` alone. */
+export type BlockDType = 'q8_0' | 'q4_0' | 'q4_1' | 'q4_k' | 'q5_k' | 'q6_k'
+
+/** What GGUF files call them. */
+export const BLOCK_DTYPES: Readonly<Record<BlockDType, BlockType>> = {
+  q8_0: 'Q8_0',
+  q4_0: 'Q4_0',
+  q4_1: 'Q4_1',
+  q4_k: 'Q4_K',
+  q5_k: 'Q5_K',
+  q6_k: 'Q6_K',
+}
+
+/** Elements that a dtype stores together: 1 but for blocks. */
+export function blockLength(dtype: DType): number {
+  return isBlockDType(dtype) ? BLOCK_FORMATS[BLOCK_DTYPES[dtype]].values : 1
+}
+
+export function isBlockDType(dtype: DType): dtype is BlockDType {
+  return Object.hasOwn(BLOCK_DTYPES, dtype)
+}
+
+/** Bytes of one element, exact fractions for blocks. `float4_e2m1x2` counts pairs: one element is one byte that holds two values, low nibble first. */
 const SIZES: Readonly<Record<DType, number>> = {
   float32: 4,
   float16: 2,
@@ -41,17 +65,29 @@ const SIZES: Readonly<Record<DType, number>> = {
   uint32: 4,
   int64: 8,
   uint64: 8,
+  q8_0: sizeInBlock('Q8_0'),
+  q4_0: sizeInBlock('Q4_0'),
+  q4_1: sizeInBlock('Q4_1'),
+  q4_k: sizeInBlock('Q4_K'),
+  q5_k: sizeInBlock('Q5_K'),
+  q6_k: sizeInBlock('Q6_K'),
 }
 
-export const DTYPES: readonly DType[] = Object.keys(SIZES) as DType[]
+/** Blocks hold powers of two of elements, so that products with this are exact. */
+function sizeInBlock(type: BlockType): number {
+  return BLOCK_FORMATS[type].bytes / BLOCK_FORMATS[type].values
+}
+
+/** All but blocks: what numbers are converted to, element by element. */
+export const DTYPES: readonly DType[] = (Object.keys(SIZES) as DType[]).filter((dtype) => !isBlockDType(dtype))
 
 export function isDType(value: unknown): value is DType {
   return typeof value === 'string' && Object.hasOwn(SIZES, value)
 }
 
-/** Bytes of one element of `dtype`; throws ERR_DTYPE on an unknown name. */
+/** Bytes of one element of `dtype`, a fraction for blocks; throws ERR_DTYPE on an unknown name. */
 export function dtypeSize(dtype: DType): number {
-  if (!isDType(dtype)) throw new DTypeError(`Unknown dtype ${describe(dtype)}; expected one of ${DTYPES.join(', ')}`)
+  if (!isDType(dtype)) throw new DTypeError(`Unknown dtype ${describe(dtype)}; expected one of ${Object.keys(SIZES).join(', ')}`)
   return SIZES[dtype]
 }
 
@@ -71,6 +107,7 @@ export type TensorData =
 
 /** Raw little-endian bytes of `dtype` as numbers. The result never aliases `bytes`. */
 export function decode(dtype: DType, bytes: Uint8Array): TensorData {
+  if (isBlockDType(dtype)) return decodeBlocks(BLOCK_DTYPES[dtype], bytes)
   const own = bytes.slice().buffer
   switch (dtype) {
     case 'float32':
@@ -110,6 +147,7 @@ export function decode(dtype: DType, bytes: Uint8Array): TensorData {
 /** Numbers as raw bytes of `dtype`, rounded to nearest even; fp8 and fp4 saturate (see codecs.ts). */
 export function encode(dtype: DType, values: ArrayLike<number> | ArrayLike<bigint>): Uint8Array<ArrayBuffer> {
   dtypeSize(dtype)
+  if (isBlockDType(dtype)) throw new DTypeError(`Numbers are not quantised to ${dtype} here; give its blocks to Tensor.fromBytes`)
   if (dtype === 'int64' || dtype === 'uint64') {
     const out = dtype === 'int64' ? new BigInt64Array(values.length) : new BigUint64Array(values.length)
     for (let i = 0; i < values.length; i++) out[i] = BigInt(values[i] as number | bigint)

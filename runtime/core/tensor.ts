@@ -1,5 +1,5 @@
 // Tensor: contiguous, row-major, of fixed shape and dtype, its bytes on one device.
-import { type DType, decode, dtypeSize, encode, type TensorData } from './dtype.ts'
+import { blockLength, type DType, decode, dtypeSize, encode, type TensorData } from './dtype.ts'
 import { ArgumentError, DeviceError, describe, ShapeError } from './errors.ts'
 import { checkShape, formatShape, resolveDim, type Shape, sizeOf, splitAt } from './shape.ts'
 import { hostMemory, type Storage, type TensorDevice } from './storage.ts'
@@ -28,6 +28,9 @@ export class Tensor implements Disposable {
   /** For devices and collectives: takes over one count of `storage`. Programs use `Tensor.from`, `full`, `zeros`, `empty`, `arange`. */
   constructor(device: TensorDevice, storage: Storage, shape: Shape, dtype: DType, byteOffset = 0) {
     checkShape(shape)
+    const block = blockLength(dtype)
+    if (block > 1 && (shape.at(-1) ?? 1) % block !== 0)
+      throw new ShapeError(`Expected a last dimension of whole blocks of ${block} for ${dtype} but received ${formatShape(shape)}`)
     this.device = device
     this.dtype = dtype
     this.shape = Object.freeze([...shape])

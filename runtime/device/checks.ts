@@ -1,5 +1,5 @@
 // What operations demand of their operands: shapes, element types, and the numbers that go with them.
-import type { DType } from '../core/dtype.ts'
+import { type BlockDType, type DType, isBlockDType } from '../core/dtype.ts'
 import { checkInteger, DTypeError, invalidArgument, ShapeError } from '../core/errors.ts'
 import { formatShape, type Shape, sameShape } from '../core/shape.ts'
 import type { Tensor } from '../core/tensor.ts'
@@ -58,6 +58,13 @@ export function floatType(dtype: DType, what: string): FloatType {
   const type = FLOATS[dtype]
   if (!type) throw new DTypeError(`Expected float32, bfloat16 or float16 for ${what} but received ${dtype}; cast it first`)
   return type
+}
+
+/** What weights may be stored as. */
+export type WeightType = FloatType | BlockDType
+
+export function weightType(dtype: DType, what: string): WeightType {
+  return isBlockDType(dtype) ? dtype : floatType(dtype, what)
 }
 
 export function elementType(dtype: DType, what: string): FloatType | 'i32' | 'u32' {

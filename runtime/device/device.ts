@@ -43,6 +43,16 @@ export interface TreeProduct {
   /** [outs], float32, with `whole` only. */
   bias?: Tensor | undefined
   out?: Tensor
+  /** As in Product, with `whole` only. */
+  column?: number
+}
+
+export interface Product {
+  /** [outs], float32. */
+  bias?: Tensor | undefined
+  out?: Tensor
+  /** `out` is wider than the product, [tokens, width]: this column of it is where the product's first one is written. */
+  column?: number
 }
 
 /** Time a kernel took, summed over its runs. */
@@ -56,7 +66,8 @@ export interface KernelTime {
 /**
  * Operations are recorded in the order of the calls and run when a result is read; bad operands throw at the call (ERR_SHAPE, ERR_DTYPE,
  * ERR_DEVICE) and queue nothing. `out` receives the result where it is given, else a new tensor does; it must not be an operand unless
- * stated. Weights may be float32, bfloat16 or float16 whatever the activations are; arithmetic is in float32.
+ * stated. Weights may be float32, bfloat16 or float16 whatever the activations are, and where this is said in blocks of q8_0, q4_0, q4_1, q4_k,
+ * q5_k or q6_k, whose values are what float32 makes of them; arithmetic is in float32.
  */
 export interface Device extends TensorDevice, Disposable {
   /** What runs the operations, as the adapter calls itself. */
@@ -66,14 +77,14 @@ export interface Device extends TensorDevice, Disposable {
   /** Set once the device is lost or disposed. */
   readonly failure: RankmeshError | null
 
-  /** Rows `ids - first` of `table` [rows, n]; ids outside give zeros. ids [tokens] uint32 → [tokens, n]. */
+  /** Rows `ids - first` of `table` [rows, n], which may be in blocks; ids outside give zeros. ids [tokens] uint32 → [tokens, n]. */
   embedding(ids: Tensor, table: Tensor, options?: { first?: number; dtype?: DType; out?: Tensor }): Tensor
-  /** x [tokens, k] times w [outs, k] transposed, plus bias [outs] (float32): → [tokens, outs] float32. */
-  matmul(x: Tensor, w: Tensor, options?: { bias?: Tensor | undefined; out?: Tensor }): Tensor
+  /** x [tokens, k] times w [outs, k] transposed, plus bias [outs] (float32): → [tokens, outs] float32. w may be in blocks. */
+  matmul(x: Tensor, w: Tensor, options?: Product): Tensor
   /**
    * As matmul, in the order of one fixed tree over blocks of k, so that the bits do not depend on how k is cut over ranks nor on the number of
    * tokens: → the sums of this rank's whole subtrees, [subtrees, tokens, outs], which comm.allReduce* with `tree` completes; with `whole`
-   * → [tokens, outs]. k must be a multiple of 4. `out` may have any shape that is large enough.
+   * → [tokens, outs]. k must be a multiple of 4. w may be in blocks. `out` may have any shape that is large enough.
    */
   matmulTree(x: Tensor, w: Tensor, options: TreeProduct): Tensor
   /** Rotates q and k of x [tokens, (heads + 2 kvHeads) * dim], appends k and v to the caches: → q [tokens, heads * dim]. float32. */

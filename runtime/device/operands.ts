@@ -15,19 +15,25 @@ import {
   type FloatType,
   floatType,
   lastDim,
+  type WeightType,
+  weightType,
 } from './checks.ts'
-import type { Attention, RopeAppend, TreeProduct } from './device.ts'
+import type { Attention, Product, RopeAppend, TreeProduct } from './device.ts'
 
 /** Widest attention head. */
 const MAX_HEAD = 256
 const MAX_BLOCKS = 2 ** 16
 
-export interface Product {
+export interface ProductSizes {
   tokens: number
   k: number
   outs: number
   element: FloatType
-  weight: FloatType
+  weight: WeightType
+  /** Of the result. */
+  shape: Shape
+  /** Elements of the result's rows that lie before the product. */
+  column: number
 }
 
 export function checkEmbedding(
@@ -35,18 +41,18 @@ export function checkEmbedding(
   table: Tensor,
   first: number,
   dtype: DType,
-): { tokens: number; n: number; rows: number; weight: FloatType; element: FloatType } {
+): { tokens: number; n: number; rows: number; weight: WeightType; element: FloatType } {
   expectDType(ids, 'uint32', 'ids')
   expectDims(ids, 1, 'ids')
   expectDims(table, 2, 'table')
   checkInteger('first', first, 0, 2 ** 32 - 1)
-  const weight = floatType(table.dtype, 'table')
+  const weight = weightType(table.dtype, 'table')
   const element = floatType(dtype, 'the embedding')
   const [rows, n] = table.shape as [number, number]
   return { tokens: ids.size, n, rows, weight, element }
 }
 
-export function checkMatmul(x: Tensor, w: Tensor, bias: Tensor | undefined): Product {
+export function checkMatmul(x: Tensor, w: Tensor, { bias, out, column }: Product): ProductSizes {
   expectDims(x, 2, 'x')
   expectDims(w, 2, 'w')
   const [tokens, k] = x.shape as [number, number]
@@ -55,14 +61,13 @@ export function checkMatmul(x: Tensor, w: Tensor, bias: Tensor | undefined): Pro
     throw new ShapeError(`Expected x [tokens, k] and w [outs, k] but received ${formatShape(x.shape)} and ${formatShape(w.shape)}`)
   checkBias(bias, outs)
   const element = floatType(x.dtype, 'x')
-  const weight = floatType(w.dtype, 'w')
+  const weight = weightType(w.dtype, 'w')
   if (k === 0) throw new ShapeError('Expected at least one column in x and w but received 0')
-  return { tokens, k, outs, element, weight }
+  return { tokens, k, outs, element, weight, ...placeOf(out, [tokens, outs], column) }
 }
 
-/** `shape` is that of the result. */
-export function checkTree(x: Tensor, w: Tensor, options: TreeProduct): Product & { shape: Shape } {
-  const { block, first = 0, whole = false, bias, out } = options
+export function checkTree(x: Tensor, w: Tensor, options: TreeProduct): ProductSizes {
+  const { block, first = 0, whole = false, bias, out, column } = options
   expectDims(x, 2, 'x')
   expectDims(w, 2, 'w')
   const [tokens, k] = x.shape as [number, number]
@@ -78,15 +83,16 @@ export function checkTree(x: Tensor, w: Tensor, options: TreeProduct): Product &
   if (bias && !whole)
     throw new ArgumentError('A bias belongs to the whole sum: give it where whole is true, or add it after the ranks have added')
   checkBias(bias, outs)
-  const [element, weight] = [floatType(x.dtype, 'x'), floatType(w.dtype, 'w')]
+  const [element, weight] = [floatType(x.dtype, 'x'), weightType(w.dtype, 'w')]
   const nodes = whole ? 1 : nodesOf({ start: first, count }).length
   if (out && !whole && out.size < nodes * tokens * outs) {
     throw new ShapeError(
       `Expected at least ${nodes * tokens * outs} elements for out (${nodes} subtrees) but received ${formatShape(out.shape)}`,
     )
   }
-  const shape = whole ? [tokens, outs] : (out?.shape ?? [nodes, tokens, outs])
-  return { tokens, k, outs, element, weight, shape }
+  if (column !== undefined && !whole) throw new ArgumentError('A column is for whole sums: subtrees lie one after the other')
+  const place = whole ? placeOf(out, [tokens, outs], column) : { shape: out?.shape ?? [nodes, tokens, outs], column: 0 }
+  return { tokens, k, outs, element, weight, ...place }
 }
 
 /** The number of tokens. */
@@ -161,6 +167,17 @@ export function checkCast(x: Tensor, dtype: DType): { from: FloatType; to: Float
 export function checkCopy(from: Tensor, to: Tensor): void {
   expectDType(to, from.dtype, 'to')
   if (from.size !== to.size) throw new ShapeError(`Expected ${from.size} elements for to but received ${formatShape(to.shape)}`)
+}
+
+/** Where a product of shape [tokens, outs] goes: all of `out`, or columns of a wider one. */
+function placeOf(out: Tensor | undefined, [tokens, outs]: readonly [number, number], column?: number): { shape: Shape; column: number } {
+  if (column === undefined) return { shape: [tokens, outs], column: 0 }
+  if (!out) throw new ArgumentError('A column is one of `out`: give that too')
+  expectDims(out, 2, 'out')
+  const width = out.shape[1] as number
+  checkInteger('column', column, 0)
+  if (column + outs > width) throw new ShapeError(`Expected ${outs} columns of out from column ${column} on but it has ${width}`)
+  return { shape: [tokens, width], column }
 }
 
 function checkBias(bias: Tensor | undefined, outs: number): void {

@@ -1,6 +1,7 @@
 // dtype names and sizes, and bytes to numbers and back for each of them.
 import { describe, expect, test } from 'vitest'
 import { DTYPES, type DType, decode, dtypeSize, encode, isDType, isFloat } from '../../runtime/core/dtype.ts'
+import { Tensor } from '../../runtime/core/tensor.ts'
 
 const SIZES: Record<DType, number> = {
   float32: 4,
@@ -15,6 +16,12 @@ const SIZES: Record<DType, number> = {
   uint32: 4,
   int64: 8,
   uint64: 8,
+  q8_0: 34 / 32,
+  q4_0: 18 / 32,
+  q4_1: 20 / 32,
+  q4_k: 144 / 256,
+  q5_k: 176 / 256,
+  q6_k: 210 / 256,
 }
 
 function thrown(action: () => unknown): unknown {
@@ -27,13 +34,26 @@ function thrown(action: () => unknown): unknown {
 }
 
 test('names and sizes', () => {
-  expect([...DTYPES].sort()).toEqual(Object.keys(SIZES).sort())
-  for (const dtype of DTYPES) {
+  expect([...DTYPES].sort()).toEqual(
+    Object.keys(SIZES)
+      .filter((name) => !name.startsWith('q'))
+      .sort(),
+  )
+  for (const [dtype, size] of Object.entries(SIZES)) {
     expect(isDType(dtype)).toBe(true)
-    expect(dtypeSize(dtype)).toBe(SIZES[dtype])
+    expect(dtypeSize(dtype as DType)).toBe(size)
   }
   for (const other of ['float64', 'toString', '', 4, null, undefined]) expect(isDType(other)).toBe(false)
   expect(DTYPES.filter(isFloat)).toEqual(DTYPES.filter((dtype) => /float/.test(dtype)))
+})
+
+test('blocks are decoded, and not made of numbers', () => {
+  const block = new Uint8Array(34)
+  block.set([0, 0x40, 3, 255]) // 2.0 in float16, then 3 and -1
+  expect([...decode('q8_0', block)].slice(0, 3)).toEqual([6, -2, 0])
+  expect(thrown(() => encode('q8_0', [1]))).toMatchObject({ code: 'ERR_DTYPE' })
+  expect(thrown(() => Tensor.fromBytes(new Uint8Array(34), [2, 16], 'q8_0'))).toMatchObject({ code: 'ERR_SHAPE' })
+  expect(Tensor.fromBytes(new Uint8Array(68), [2, 32], 'q8_0').byteLength).toBe(68)
 })
 
 test('an unknown dtype is refused with the names that are known', () => {

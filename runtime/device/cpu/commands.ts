@@ -7,9 +7,9 @@ export const OP = {
   wait: 0,
   /** tokens, n, rows, first; type of table, of y; ids, table, y */
   embedding: 1,
-  /** tokens, k, outs; type of x, of w; has bias; x, w, bias, y */
+  /** tokens, k, outs, elements of y's rows, column of the first output; type of x, of w; has bias; x, w, bias, y */
   matmul: 2,
-  /** tokens, k, outs, block, first; type of x, of w; has bias, whole; x, w, bias, y */
+  /** tokens, k, outs, block, first, elements of y's rows, column; type of x, of w; has bias, whole; x, w, bias, y */
   matmulTree: 3,
   /** tokens, heads, kvHeads, dim, start; x, table, q, keys, values */
   rope: 4,
@@ -33,11 +33,11 @@ export const OP = {
 
 export type OpName = keyof typeof OP
 
-/** Element types as commands name them; 32-bit integers of both kinds are words. */
-export const TYPE = { f32: 0, bf16: 1, f16: 2, i32: 3, u32: 3 } as const
+/** Element types as commands name them; 32-bit integers of both kinds are words, the last six are of weights alone. */
+export const TYPE = { f32: 0, bf16: 1, f16: 2, i32: 3, u32: 3, q8_0: 4, q4_0: 5, q4_1: 6, q4_k: 7, q5_k: 8, q6_k: 9 } as const
 
 export const OP_NAMES: readonly OpName[] = Object.keys(OP) as OpName[]
-export const TYPE_NAMES = ['f32', 'bf16', 'f16', 'word'] as const
+export const TYPE_NAMES = ['f32', 'bf16', 'f16', 'word', 'q8_0', 'q4_0', 'q4_1', 'q4_k', 'q5_k', 'q6_k'] as const
 
 /** How many of an op's type words there are. */
 export const OP_TYPES: Readonly<Record<OpName, 0 | 1 | 2>> = {

@@ -5,7 +5,7 @@ import { DeviceError, type RankmeshError } from '../../core/errors.ts'
 import type { Storage } from '../../core/storage.ts'
 import type { Tensor } from '../../core/tensor.ts'
 import { expectShape } from '../checks.ts'
-import type { Attention, Device, KernelTime, RopeAppend, TreeProduct } from '../device.ts'
+import type { Attention, Device, KernelTime, Product, RopeAppend, TreeProduct } from '../device.ts'
 import { OP, OP_NAMES, OP_TYPES, TYPE_NAMES } from './commands.ts'
 import { LoopEngine } from './loops.ts'
 import { type Block, type CpuStorage, cpuStorage, Memory, writableStorage } from './memory.ts'
@@ -133,7 +133,7 @@ export class CpuDevice implements Device {
     return ops.embedding(this, ids, table, options)
   }
 
-  matmul(x: Tensor, w: Tensor, options?: { bias?: Tensor | undefined; out?: Tensor }): Tensor {
+  matmul(x: Tensor, w: Tensor, options?: Product): Tensor {
     return ops.matmul(this, x, w, options)
   }
 

@@ -1,6 +1,8 @@
 // The CPU engine where the addon is not built: the same commands, run by plain loops when they are handed over.
 import type { CpuEngine, CpuQueue } from '../../core/addon.ts'
+import { BLOCK_FORMATS, type BlockType, decodeBlocks } from '../../core/blocks.ts'
 import { decodeBfloat16, decodeFloat16, encodeBfloat16, encodeFloat16 } from '../../core/codecs.ts'
+import { BLOCK_DTYPES, type BlockDType } from '../../core/dtype.ts'
 import { OP, TYPE } from './commands.ts'
 import * as kernels from './loop-kernels.ts'
 
@@ -101,11 +103,31 @@ class Reader {
   }
 }
 
-/** The elements as float32: the memory itself, or a widened copy of 16-bit ones. */
+/** The elements as float32: the memory itself, or a decoded copy. */
 function load(type: number, { buffer, offset }: Place, count: number): Float32Array<ArrayBuffer> {
+  const block = BLOCKS[type]
+  if (block) {
+    const { values, bytes } = BLOCK_FORMATS[block]
+    return decodeBlocks(block, new Uint8Array(buffer, offset, (count / values) * bytes))
+  }
   if (type === TYPE.f32) return new Float32Array(buffer, offset, count)
   const halves = new Uint16Array(buffer, offset, count)
   return type === TYPE.bf16 ? decodeBfloat16(halves) : decodeFloat16(halves)
+}
+
+/** What commands call blocks, by number. */
+const BLOCKS: Readonly<Record<number, BlockType>> = Object.fromEntries(
+  (Object.keys(BLOCK_DTYPES) as BlockDType[]).map((dtype) => [TYPE[dtype], BLOCK_DTYPES[dtype]]),
+)
+
+/** Rows of `outs` values each, into columns of rows that may be wider. */
+function storeRows(
+  { buffer, offset }: Place,
+  values: Float32Array,
+  { outs, width, column }: Record<'outs' | 'width' | 'column', number>,
+): void {
+  const to = new Float32Array(buffer, offset)
+  for (let row = 0; row * outs < values.length; row++) to.set(values.subarray(row * outs, (row + 1) * outs), row * width + column)
 }
 
 function store(type: number, { buffer, offset }: Place, values: Float32Array): void {
@@ -128,18 +150,19 @@ function run(reader: Reader): [op: number, types: readonly number[]] {
       return [op, [from, to]]
     }
     case OP.matmul: {
-      const { tokens, k, outs, a, b, biased } = reader.words('tokens', 'k', 'outs', 'a', 'b', 'biased')
-      const [x, w, bias, y] = [reader.place(), reader.place(), reader.place(), reader.place()]
-      const added = biased ? load(TYPE.f32, bias, outs) : null
-      store(TYPE.f32, y, kernels.matmul(load(a, x, tokens * k), load(b, w, outs * k), { tokens, k, outs }, added))
-      return [op, [a, b]]
-    }
-    case OP.matmulTree: {
-      const given = reader.words('tokens', 'k', 'outs', 'block', 'first', 'a', 'b', 'biased', 'whole')
+      const given = reader.words('tokens', 'k', 'outs', 'width', 'column', 'a', 'b', 'biased')
       const { tokens, k, outs, a, b } = given
       const [x, w, bias, y] = [reader.place(), reader.place(), reader.place(), reader.place()]
       const added = given.biased ? load(TYPE.f32, bias, outs) : null
-      store(TYPE.f32, y, kernels.matmulTree(load(a, x, tokens * k), load(b, w, outs * k), given, added))
+      storeRows(y, kernels.matmul(load(a, x, tokens * k), load(b, w, outs * k), { tokens, k, outs }, added), given)
+      return [op, [a, b]]
+    }
+    case OP.matmulTree: {
+      const given = reader.words('tokens', 'k', 'outs', 'block', 'first', 'width', 'column', 'a', 'b', 'biased', 'whole')
+      const { tokens, k, outs, a, b } = given
+      const [x, w, bias, y] = [reader.place(), reader.place(), reader.place(), reader.place()]
+      const added = given.biased ? load(TYPE.f32, bias, outs) : null
+      storeRows(y, kernels.matmulTree(load(a, x, tokens * k), load(b, w, outs * k), given, added), given)
       return [op, [a, b]]
     }
     case OP.rope: {

@@ -3,7 +3,7 @@ import { type DType, dtypeSize } from '../../core/dtype.ts'
 import { type Shape, sizeOf } from '../../core/shape.ts'
 import { Tensor } from '../../core/tensor.ts'
 import { expectDType, expectShape } from '../checks.ts'
-import type { Attention, RopeAppend, TreeProduct } from '../device.ts'
+import type { Attention, Product, RopeAppend, TreeProduct } from '../device.ts'
 import * as check from '../operands.ts'
 import { OP, TYPE } from './commands.ts'
 import type { CpuDevice } from './device.ts'
@@ -22,20 +22,22 @@ export function embedding(
   return y
 }
 
-export function matmul(device: CpuDevice, x: Tensor, w: Tensor, { bias, out }: { bias?: Tensor | undefined; out?: Tensor } = {}): Tensor {
-  const { tokens, k, outs, element, weight } = check.checkMatmul(x, w, bias)
-  const y = result(device, bias ? [x, w, bias] : [x, w], out, [tokens, outs], 'float32')
-  const numbers = [tokens, k, outs, TYPE[element], TYPE[weight], Number(bias !== undefined)]
-  if (y.size > 0) record(device, OP.matmul, numbers, [x, w, bias ?? x, y], [3])
+export function matmul(device: CpuDevice, x: Tensor, w: Tensor, options: Product = {}): Tensor {
+  const { bias, out } = options
+  const { tokens, k, outs, element, weight, shape, column } = check.checkMatmul(x, w, options)
+  const y = result(device, bias ? [x, w, bias] : [x, w], out, shape, 'float32')
+  const numbers = [tokens, k, outs, shape[1] as number, column, TYPE[element], TYPE[weight], Number(bias !== undefined)]
+  if (tokens > 0 && outs > 0) record(device, OP.matmul, numbers, [x, w, bias ?? x, y], [3])
   return y
 }
 
 export function matmulTree(device: CpuDevice, x: Tensor, w: Tensor, options: TreeProduct): Tensor {
   const { block, first = 0, whole = false, bias, out } = options
-  const { tokens, k, outs, element, weight, shape } = check.checkTree(x, w, options)
+  const { tokens, k, outs, element, weight, shape, column } = check.checkTree(x, w, options)
   const y = result(device, bias ? [x, w, bias] : [x, w], out, shape, 'float32')
-  const numbers = [tokens, k, outs, block, first, TYPE[element], TYPE[weight], Number(bias !== undefined), Number(whole)]
-  if (y.size > 0) record(device, OP.matmulTree, numbers, [x, w, bias ?? x, y], [3])
+  const sizes = [tokens, k, outs, block, first, whole ? (shape[1] as number) : outs, column]
+  const numbers = [...sizes, TYPE[element], TYPE[weight], Number(bias !== undefined), Number(whole)]
+  if (tokens > 0 && outs > 0) record(device, OP.matmulTree, numbers, [x, w, bias ?? x, y], [3])
   return y
 }
 

@@ -3,7 +3,7 @@ import type { DType } from '../../core/dtype.ts'
 import { DeviceError, type RankmeshError } from '../../core/errors.ts'
 import type { Storage, TensorDevice } from '../../core/storage.ts'
 import type { Tensor } from '../../core/tensor.ts'
-import type { Attention, Device, KernelTime, RopeAppend, TreeProduct } from '../device.ts'
+import type { Attention, Device, KernelTime, Product, RopeAppend, TreeProduct } from '../device.ts'
 import { Gpu, openGpu } from './gpu.ts'
 import { copyBytes, laneSink, type Sink } from './launch.ts'
 import * as ops from './ops.ts'
@@ -97,7 +97,7 @@ export class WebGpuDevice implements Device {
     return ops.embedding(this, ids, table, options)
   }
 
-  matmul(x: Tensor, w: Tensor, options?: { bias?: Tensor | undefined; out?: Tensor }): Tensor {
+  matmul(x: Tensor, w: Tensor, options?: Product): Tensor {
     return ops.matmul(this, x, w, options)
   }
 

@@ -3,7 +3,7 @@ import { type DType, dtypeSize } from '../../core/dtype.ts'
 import { type Shape, sizeOf } from '../../core/shape.ts'
 import { Tensor } from '../../core/tensor.ts'
 import { checkEps, expectDType, expectShape } from '../checks.ts'
-import type { Attention, RopeAppend } from '../device.ts'
+import type { Attention, Product, RopeAppend } from '../device.ts'
 import {
   checkAdd,
   checkAttention,
@@ -33,7 +33,8 @@ export function embedding(
   table: Tensor,
   { first = 0, dtype = 'float32', out }: { first?: number; dtype?: DType; out?: Tensor } = {},
 ): Tensor {
-  const { tokens, n, rows, weight, element } = checkEmbedding(ids, table, first, out?.dtype ?? dtype)
+  const { tokens, n, rows, element } = checkEmbedding(ids, table, first, out?.dtype ?? dtype)
+  const weight = floatType(table.dtype, 'table')
   const y = result(device, [ids, table], out, [tokens, n], out?.dtype ?? dtype)
   if (y.size === 0) return y
   const scalar = n % 4 !== 0
@@ -53,14 +54,11 @@ export function embedding(
   return y
 }
 
-export function matmul(
-  device: WebGpuDevice,
-  x: Tensor,
-  w: Tensor,
-  { bias, out }: { bias?: Tensor | undefined; out?: Tensor } = {},
-): Tensor {
-  const { tokens, k, outs, element, weight } = checkMatmul(x, w, bias)
-  const y = result(device, bias ? [x, w, bias] : [x, w], out, [tokens, outs], 'float32')
+export function matmul(device: WebGpuDevice, x: Tensor, w: Tensor, options: Product = {}): Tensor {
+  const { bias, out } = options
+  const { tokens, k, outs, element, shape } = checkMatmul(x, w, options)
+  const weight = floatType(w.dtype, 'w')
+  const y = result(device, bias ? [x, w, bias] : [x, w], out, shape, 'float32')
   if (y.size === 0) return y
   const scalar = k % 4 !== 0
   const { sink, gpu } = device
