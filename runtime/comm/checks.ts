@@ -1,5 +1,5 @@
 // What a rank's own arguments must be, and how a call is written down for comparison with the other ranks' calls.
-import { isFloat } from '../core/dtype.ts'
+import { isBlockDType, isFloat } from '../core/dtype.ts'
 import { ArgumentError, DeviceError, DTypeError, describe, invalidArgument, ShapeError } from '../core/errors.ts'
 import { formatShape, resolveDim, type Shape } from '../core/shape.ts'
 import type { Storage, TensorDevice } from '../core/storage.ts'
