@@ -4,6 +4,9 @@
 #ifdef RANKMESH_GLOO
 #include "gloo.h"
 #endif
+#ifdef RANKMESH_ONEDNN
+#include "cpu/rounded.h"
+#endif
 
 namespace {
 
@@ -26,6 +29,12 @@ Napi::Value Features(const Napi::CallbackInfo& info) {
   features.Set("gloo", Feature(env, true, "the gloo library, over TCP"));
 #else
   features.Set("gloo", Feature(env, false, "not there when the addon was built: install libgloo-dev, then run `npm run build:native` again"));
+#endif
+#ifdef RANKMESH_ONEDNN
+  features.Set("onednn", rankmesh::cpu::CanMultiplyRounded() ? Feature(env, true, "the oneDNN library, for products rounded to bfloat16")
+                                                             : Feature(env, false, "this processor has no bfloat16 arithmetic (AVX512-BF16)"));
+#else
+  features.Set("onednn", Feature(env, false, "not there when the addon was built: install libdnnl-dev, then run `npm run build:native` again"));
 #endif
   features.Set("cuda", Feature(env, false, "not part of this version of the addon"));
   features.Set("nccl", Feature(env, false, "not part of this version of the addon"));

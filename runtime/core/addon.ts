@@ -10,6 +10,8 @@ export interface Feature {
 export interface Features {
   shm: Feature
   gloo: Feature
+  /** Products of the CPU device whose operands may be rounded to bfloat16. */
+  onednn: Feature
   cuda: Feature
   nccl: Feature
 }

@@ -27,7 +27,7 @@ const fresh = (): string => `rankmesh-test-${process.pid}-${Date.now()}-${names+
 describe.skipIf(!loaded)(`the addon${reason}`, () => {
   it('says what it was built with, and why not with more', () => {
     const features = addon.features()
-    expect(Object.keys(features).sort()).toEqual(['cuda', 'gloo', 'nccl', 'shm'])
+    expect(Object.keys(features).sort()).toEqual(['cuda', 'gloo', 'nccl', 'onednn', 'shm'])
     for (const { available, detail } of Object.values(features)) {
       expect(typeof available).toBe('boolean')
       expect(detail).not.toBe('')
