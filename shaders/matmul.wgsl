@@ -14,6 +14,7 @@ struct Params {
   tokens: u32,
   outs: u32,
   quads: u32,
+  pitch: u32,
 }
 
 @group(0) @binding(0) var<uniform> p: Params;
@@ -83,7 +84,7 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) la
       b = bias[slice(2u, group.z) / 4u + out + o];
     }
     for (var t = 0u; t < TOKENS && token + t < p.tokens; t++) {
-      y[yi + (token + t) * p.outs + out + o] = sums[t][o] + b;
+      y[yi + (token + t) * p.pitch + out + o] = sums[t][o] + b;
     }
   }
 }

@@ -12,6 +12,7 @@ struct Params {
   tokens: u32,
   outs: u32,
   quads: u32,
+  pitch: u32,
 }
 
 @group(0) @binding(0) var<uniform> p: Params;
@@ -68,7 +69,7 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_id) id: v
     for (var m = 0u; m < 4u; m++) {
       let t = group.y * TILE + id.y + m * 16u;
       if (t < p.tokens) {
-        y[yi + t * p.outs + column_out] = acc[m][o] + b;
+        y[yi + t * p.pitch + column_out] = acc[m][o] + b;
       }
     }
   }

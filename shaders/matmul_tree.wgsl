@@ -3,7 +3,8 @@
 // A product whose bits do not depend on how k is cut over ranks: k is cut into blocks of `block` quads, `first` is the index of this rank's
 // first block in the whole of k. Inside a block k ascends; blocks are joined in pairs by the one binary tree over all blocks. Where WHOLE, k is
 // all here: the subtrees are joined too, right to left, and the result is y[t][o] (+ bias[o]). Operands: 1 x [tokens, k] (read), 2 w [outs, k]
-// (read, weight type), 3 bias [outs] (float32, read where HAS_BIAS), 4 y (float32, written). Grid: x over blocks of 4 outputs, y over blocks of
+// (read, weight type), 3 bias [outs] (float32, read where HAS_BIAS), 4 y (float32, written; its rows
+// begin `pitch` elements apart). Grid: x over blocks of 4 outputs, y over blocks of
 // TOKENS (1 or 4) tokens. The bits of a row depend neither on TOKENS nor on the other rows. Contract: as matvec.wgsl, whichever way k is
 // cut.
 override WG: u32 = 16;
@@ -21,6 +22,7 @@ struct Params {
   outs: u32,
   quads: u32,
   block: u32,
+  pitch: u32,
 }
 
 @group(0) @binding(0) var<uniform> p: Params;
@@ -99,7 +101,7 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) la
         if (HAS_BIAS) {
           b = bias[slice(2u, group.z) / 4u + out + o];
         }
-        y[yi + (n * p.tokens + token + t) * p.outs + out + o] = sums[t][o] + b;
+        y[yi + (n * p.tokens + token + t) * p.pitch + out + o] = sums[t][o] + b;
       }
     }
   }

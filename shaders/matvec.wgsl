@@ -1,7 +1,7 @@
 // y[t][o] = sum_k x[t][k] * w[o][k] (+ bias[o]): a product for few tokens, bound by reading the weights once per token.
 //
 // Operands: 1 x [tokens, k] (read), 2 w [outs, k] (read, weight type), 3 bias [outs] (float32, read where HAS_BIAS), 4 y [tokens, outs] (float32,
-// written). LANES_PER_ROW lanes share a row: lane l takes quads l, l + LANES_PER_ROW, ... in ascending order, and lane 0 adds the lanes in
+// written; its rows begin `pitch` elements apart). LANES_PER_ROW lanes share a row: lane l takes quads l, l + LANES_PER_ROW, ... in ascending order, and lane 0 adds the lanes in
 // ascending order; with 1 there is no barrier at all. Grid: x over blocks of rows, y over tokens. Contract: with k terms added in any
 // order, |error| <= (k + 2) * 2^-24 * sum_k |x w|, and half an ULP for the bias.
 override WG: u32 = 64;
@@ -13,6 +13,7 @@ struct Params {
   tokens: u32,
   outs: u32,
   quads: u32,
+  pitch: u32,
 }
 
 @group(0) @binding(0) var<uniform> p: Params;
@@ -57,6 +58,6 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) la
     if (HAS_BIAS) {
       sum += bias[slice(2u, group.z) / 4u + out];
     }
-    y[slice(3u, group.z) / 4u + group.y * p.outs + out] = sum;
+    y[slice(3u, group.z) / 4u + group.y * p.pitch + out] = sum;
   }
 }

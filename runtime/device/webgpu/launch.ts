@@ -31,6 +31,17 @@ export function rangeOf(gpu: Gpu, tensor: Tensor): Range {
   return { buffer: storage.buffer, offset: storage.offset + tensor.byteOffset, byteLength: tensor.byteLength }
 }
 
+/** `outs` elements of each of y's rows, from `column` on: where they are, and how many elements apart rows begin. float32. */
+export function columnsOf(
+  gpu: Gpu,
+  y: Tensor,
+  { tokens, outs, column }: { tokens: number; outs: number; column: number },
+): [Range, number] {
+  const range = rangeOf(gpu, y)
+  const pitch = y.shape.at(-1) as number
+  return [{ ...range, offset: range.offset + 4 * column, byteLength: 4 * ((tokens - 1) * pitch + outs) }, pitch]
+}
+
 /** Memory for the span of `use`: what it held is free once the work recorded meanwhile is submitted. */
 export function withScratch<T>(gpu: Gpu, byteLength: number, use: (range: Range) => T): T {
   const storage = gpu.pool.allocate(byteLength)

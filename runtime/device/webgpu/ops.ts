@@ -18,7 +18,7 @@ import {
   checkTopK,
 } from '../operands.ts'
 import type { WebGpuDevice } from './device.ts'
-import { castRange, copyBytes, dispatch, f32, floatType, grid, operand, rangeOf, storageOf, withQuads } from './launch.ts'
+import { castRange, columnsOf, copyBytes, dispatch, f32, floatType, grid, operand, rangeOf, storageOf, withQuads } from './launch.ts'
 import { writableStorage } from './pool.ts'
 import type { Prelude } from './shaders.ts'
 
@@ -56,17 +56,18 @@ export function embedding(
 
 export function matmul(device: WebGpuDevice, x: Tensor, w: Tensor, options: Product = {}): Tensor {
   const { bias, out } = options
-  const { tokens, k, outs, element, shape } = checkMatmul(x, w, options)
+  const { tokens, k, outs, element, shape, column } = checkMatmul(x, w, options)
   const weight = floatType(w.dtype, 'w')
   const y = result(device, bias ? [x, w, bias] : [x, w], out, shape, 'float32')
-  if (y.size === 0) return y
+  if (tokens * outs === 0) return y
   const scalar = k % 4 !== 0
   const { sink, gpu } = device
   const { row, matvecLanes, tiled } = gpu.tuning
   withQuads(sink, [operand(gpu, x, 'r'), operand(gpu, w, 'r')], scalar, ([xs, ws]) => {
     const types = { element: form(element, scalar), weight: scalar ? ('f32x1' as const) : weight }
-    const operands = [xs!, ws!, bias ? rangeOf(gpu, bias) : xs!, rangeOf(gpu, y)]
-    const params = [tokens, outs, scalar ? k : k / 4]
+    const [to, pitch] = columnsOf(gpu, y, { tokens, outs, column })
+    const operands = [xs!, ws!, bias ? rangeOf(gpu, bias) : xs!, to]
+    const params = [tokens, outs, scalar ? k : k / 4, pitch]
     const HAS_BIAS = bias !== undefined
     if (!tiled) {
       const TOKENS = tokens === 1 ? 1 : tokens <= 4 ? 4 : 8

@@ -7,7 +7,7 @@ import type { TreeProduct } from '../device.ts'
 import { checkTree } from '../operands.ts'
 import type { Range } from './commands.ts'
 import type { WebGpuDevice } from './device.ts'
-import { dispatch, grid, operand, rangeOf, type Sink, withQuads } from './launch.ts'
+import { columnsOf, dispatch, grid, operand, rangeOf, type Sink, withQuads } from './launch.ts'
 import { result } from './ops.ts'
 
 const WORKGROUP = 16
@@ -16,17 +16,18 @@ const MAX_SLOTS = 144
 
 export function matmulTree(device: WebGpuDevice, x: Tensor, w: Tensor, options: TreeProduct): Tensor {
   const { block, first = 0, whole = false, bias, out } = options
-  const { tokens, k, outs, element, shape } = checkTree(x, w, options)
+  const { tokens, k, outs, element, shape, column } = checkTree(x, w, options)
   const weight = floatType(w.dtype, 'w')
   const y = result(device, bias ? [x, w, bias] : [x, w], out, shape, 'float32')
-  if (y.size === 0) return y
+  if (tokens * outs === 0) return y
   const { sink, gpu } = device
   withQuads(sink, [operand(gpu, x, 'r'), operand(gpu, w, 'r')], false, ([xs, ws]) => {
     const TOKENS = tokens === 1 ? 1 : 4
     const constants = { WG: WORKGROUP, TOKENS, HAS_BIAS: bias !== undefined, WHOLE: whole }
-    const operands = [xs!, ws!, bias ? rangeOf(gpu, bias) : xs!, rangeOf(gpu, y)]
+    const [to, pitch] = whole ? columnsOf(gpu, y, { tokens, outs, column }) : [rangeOf(gpu, y), outs]
+    const operands = [xs!, ws!, bias ? rangeOf(gpu, bias) : xs!, to]
     const groups: [number, number] = [Math.ceil(outs / (4 * WORKGROUP)), Math.ceil(tokens / TOKENS)]
-    dispatch(sink, { name: 'matmul_tree', element, weight, constants }, operands, [tokens, outs, k / 4, block / 4], groups, first)
+    dispatch(sink, { name: 'matmul_tree', element, weight, constants }, operands, [tokens, outs, k / 4, block / 4, pitch], groups, first)
   })
   return y
 }
