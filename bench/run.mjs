@@ -1,6 +1,7 @@
 // npm run bench [-- NAME ...]: runs the named benchmarks, or lists them.
 import * as bandwidth from './bandwidth.mjs'
 import * as crossings from './crossings.mjs'
+import * as decode from './decode.mjs'
 import * as fused from './fused.mjs'
 import * as host from './host.mjs'
 import * as invariant from './invariant.mjs'
@@ -9,7 +10,7 @@ import * as patterns from './patterns.mjs'
 import * as peers from './peers.mjs'
 import * as ranks from './ranks.mjs'
 
-const BENCHMARKS = { ranks, invariant, fused, patterns, moe, bandwidth, crossings, host, peers }
+const BENCHMARKS = { ranks, invariant, fused, patterns, moe, bandwidth, crossings, host, decode, peers }
 const names = process.argv.slice(2)
 
 if (names.length === 0) {

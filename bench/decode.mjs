@@ -1,0 +1,127 @@
+// Tokens a second of models on ranks of the CPU beside llama.cpp's, in turn, each slice tagged with where the system has put the processors.
+import { execFileSync, spawn } from 'node:child_process'
+import { mkdtempSync, statSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { basename, join } from 'node:path'
+import { createInterface } from 'node:readline'
+import { median, row } from './harness.mjs'
+
+export const about =
+  'decode and prefill on 1 and 2 ranks of the CPU, beside llama.cpp (MODELS=a.gguf,b.gguf from bench/synthetic.mjs; LLAMA_BENCH=its llama-bench)'
+
+const ROUNDS = Number(process.env.ROUNDS ?? 5)
+const TOKENS = Number(process.env.TOKENS ?? 24)
+const PROMPT = 128
+/** Hops below this many nanoseconds: both processors share a core's caches or a memory controller. */
+const NEAR = 120
+const here = import.meta.dirname
+
+/** A process that holds a model on so many ranks, and answers lines. */
+class Ranks {
+  constructor(model, ranks, options) {
+    const env = { ...process.env, RANKMESH_PIN: '1' }
+    const args = [join(here, 'decode-rank.mjs'), model, ranks, JSON.stringify(options)]
+    this.process = spawn(process.execPath, args, { stdio: ['pipe', 'pipe', 'inherit'], env })
+    this.lines = createInterface({ input: this.process.stdout })[Symbol.asyncIterator]()
+    this.ready = this.#line()
+  }
+
+  async #line() {
+    const { value, done } = await this.lines.next()
+    if (done) throw new Error('The process of ranks has ended')
+    return JSON.parse(value)
+  }
+
+  async rate(what, count) {
+    this.process.stdin.write(`${what} ${count}\n`)
+    return this.#line()
+  }
+
+  end() {
+    this.process.stdin.end()
+  }
+}
+
+/** Tokens a second as llama-bench prints them. */
+function llamaBench(model, threads, what, count) {
+  const size = what === 'decode' ? ['-p', '0', '-n', String(count)] : ['-p', String(count), '-n', '0']
+  const args = ['-m', model, '-dev', 'none', '-ngl', '0', '-t', String(threads), '-r', '1', '-fa', 'on', '-o', 'jsonl', ...size]
+  const out = execFileSync(process.env.LLAMA_BENCH, args, { encoding: 'utf8', stdio: ['ignore', 'pipe', 'ignore'] })
+  return { rate: JSON.parse(out.split('\n').find((line) => line.startsWith('{'))).avg_ts }
+}
+
+function builtPlacement() {
+  const program = join(mkdtempSync(join(tmpdir(), 'rankmesh-bench-')), 'placement')
+  execFileSync('cc', ['-O3', '-march=native', '-pthread', join(here, 'peers/placement.c'), '-o', program])
+  return () => JSON.parse(execFileSync(program, { encoding: 'utf8' }))
+}
+
+export async function run() {
+  const models = (process.env.MODELS ?? '').split(',').filter(Boolean)
+  if (models.length === 0) {
+    console.log('Name models: MODELS=a.gguf,b.gguf npm run bench -- decode. `node bench/synthetic.mjs FOLDER` writes some.')
+    return
+  }
+  if (!process.env.LLAMA_BENCH) console.log('llama.cpp is not measured: name its llama-bench in LLAMA_BENCH')
+  const placement = builtPlacement()
+  for (const model of models) await compare(model, placement)
+}
+
+async function compare(model, placement) {
+  const options = JSON.parse(process.env.LOAD_OPTIONS ?? '{}')
+  const ours = [1, 2].map((ranks) => new Ranks(model, ranks, options))
+  for (const contender of ours) await contender.ready
+  const contenders = {
+    '1 rank': (what, count) => ours[0].rate(what, count),
+    '2 ranks': (what, count) => ours[1].rate(what, count),
+  }
+  if (process.env.LLAMA_BENCH) {
+    contenders['llama.cpp, 1 thread'] = (what, count) => llamaBench(model, 1, what, count)
+    contenders['llama.cpp, 2 threads'] = (what, count) => llamaBench(model, 2, what, count)
+  }
+  const slices = []
+  for (let round = 0; round <= ROUNDS; round++) {
+    for (const [name, rate] of Object.entries(contenders)) {
+      for (const [what, count] of [
+        ['decode', TOKENS],
+        ['prefill', PROMPT],
+      ]) {
+        const before = placement()
+        const result = await rate(what, count)
+        const after = placement()
+        const [first, second] = [before, after].map(({ hop }) => (hop < NEAR ? 'near' : 'far'))
+        // What was measured while the system moved a processor belongs to neither.
+        if (round > 0 && first === second)
+          slices.push({ name, what, regime: first, limit: Math.max(before.twoThreads, after.twoThreads), ...result })
+      }
+    }
+  }
+  for (const contender of ours) contender.end()
+  report(model, Object.keys(contenders), slices)
+}
+
+function report(model, names, slices) {
+  const bytes = statSync(model).size
+  console.log(`\n${basename(model)}, ${(bytes / 2 ** 20).toFixed(0)} MiB`)
+  const widths = [24, 9, 7, 12, 14, 8]
+  for (const regime of ['near', 'far']) {
+    const here = slices.filter((slice) => slice.regime === regime)
+    if (here.length === 0) continue
+    const limit = median(here.map((slice) => slice.limit))
+    console.log(`\nprocessors ${regime}: two threads read ${limit.toFixed(1)} GB/s`)
+    row(['', 'decode/s', 'slices', 'GB/s (share)', `prefill/s (${PROMPT})`, 'cores'], widths)
+    for (const name of names) {
+      const of = (what) => here.filter((slice) => slice.name === name && slice.what === what)
+      const [decode, prefill] = ['decode', 'prefill'].map((what) => of(what).map(({ rate }) => rate))
+      if (decode.length === 0 || prefill.length === 0) continue
+      const rate = median(decode)
+      const read = (rate * bytes) / 1e9
+      const cores = of('decode').flatMap(({ cpu }) => cpu ?? [])
+      const share = `${read.toFixed(1)} (${((100 * read) / limit).toFixed(0)} %)`
+      row(
+        [name, rate.toFixed(1), decode.length, share, median(prefill).toFixed(0), cores.length > 0 ? median(cores).toFixed(2) : ''],
+        widths,
+      )
+    }
+  }
+}
