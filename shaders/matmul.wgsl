@@ -35,7 +35,7 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) la
     return;
   }
   let xs = slice(0u, group.z) / QUAD_BYTES;
-  let ws = slice(1u, group.z) / WQUAD_BYTES;
+  let ws = slice(1u, group.z);
   let last_token = p.tokens - 1u;
   let last_out = p.outs - 1u;
   let x0 = xs + min(token, last_token) * p.quads;
@@ -46,10 +46,10 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) la
   let x5 = xs + min(token + 5u, last_token) * p.quads;
   let x6 = xs + min(token + 6u, last_token) * p.quads;
   let x7 = xs + min(token + 7u, last_token) * p.quads;
-  let w0 = ws + min(out, last_out) * p.quads;
-  let w1 = ws + min(out + 1u, last_out) * p.quads;
-  let w2 = ws + min(out + 2u, last_out) * p.quads;
-  let w3 = ws + min(out + 3u, last_out) * p.quads;
+  let w0 = wrow(ws, min(out, last_out), p.quads);
+  let w1 = wrow(ws, min(out + 1u, last_out), p.quads);
+  let w2 = wrow(ws, min(out + 2u, last_out), p.quads);
+  let w3 = wrow(ws, min(out + 3u, last_out), p.quads);
   var a0 = vec4f();
   var a1 = vec4f();
   var a2 = vec4f();
@@ -59,10 +59,10 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) la
   var a6 = vec4f();
   var a7 = vec4f();
   for (var i = 0u; i < p.quads; i++) {
-    let b0 = wload4(w[w0 + i]);
-    let b1 = wload4(w[w1 + i]);
-    let b2 = wload4(w[w2 + i]);
-    let b3 = wload4(w[w3 + i]);
+    let b0 = wload(w0, i);
+    let b1 = wload(w1, i);
+    let b2 = wload(w2, i);
+    let b3 = wload(w3, i);
     a0 += dots(load4(x[x0 + i]), b0, b1, b2, b3);
     if (TOKENS > 1u) {
       a1 += dots(load4(x[x1 + i]), b0, b1, b2, b3);

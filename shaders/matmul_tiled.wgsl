@@ -28,18 +28,18 @@ var<workgroup> wt: array<vec4f, 256>;
 @compute @workgroup_size(16, 16)
 fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_id) id: vec3u, @builtin(local_invocation_index) lane: u32) {
   let xs = slice(0u, group.z) / QUAD_BYTES;
-  let ws = slice(1u, group.z) / WQUAD_BYTES;
   let row = lane / STEP;
   let column = lane % STEP;
   let token = min(group.y * TILE + row, p.tokens - 1u);
   let out = min(group.x * TILE + row, p.outs - 1u);
+  let wi = wrow(slice(1u, group.z), out, p.quads);
   var acc: array<vec4f, 4>;
   for (var k = 0u; k < p.quads; k += STEP) {
     var xv = vec4f();
     var wv = vec4f();
     if (k + column < p.quads) {
       xv = load4(x[xs + token * p.quads + k + column]);
-      wv = wload4(w[ws + out * p.quads + k + column]);
+      wv = wload(wi, k + column);
     }
     xt[column * TILE + row] = xv;
     wt[column * TILE + row] = wv;

@@ -44,17 +44,17 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) la
   }
   let first = own(group.z);
   let xs = slice(0u, group.z) / QUAD_BYTES;
-  let ws = slice(1u, group.z) / WQUAD_BYTES;
+  let ws = slice(1u, group.z);
   let last_token = p.tokens - 1u;
   let last_out = p.outs - 1u;
   let x0 = xs + min(token, last_token) * p.quads;
   let x1 = xs + min(token + 1u, last_token) * p.quads;
   let x2 = xs + min(token + 2u, last_token) * p.quads;
   let x3 = xs + min(token + 3u, last_token) * p.quads;
-  let w0 = ws + min(out, last_out) * p.quads;
-  let w1 = ws + min(out + 1u, last_out) * p.quads;
-  let w2 = ws + min(out + 2u, last_out) * p.quads;
-  let w3 = ws + min(out + 3u, last_out) * p.quads;
+  let w0 = wrow(ws, min(out, last_out), p.quads);
+  let w1 = wrow(ws, min(out + 1u, last_out), p.quads);
+  let w2 = wrow(ws, min(out + 2u, last_out), p.quads);
+  let w3 = wrow(ws, min(out + 3u, last_out), p.quads);
   // Sums of whole subtrees, left to right; column c of a matrix is token c.
   var nodes: array<mat4x4f, MAX_NODES>;
   var count = 0u;
@@ -62,10 +62,10 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) la
   for (var k = 0u; k < p.quads; k += p.block) {
     var sum = mat4x4f();
     for (var i = k; i < min(k + p.block, p.quads); i++) {
-      let b0 = wload4(w[w0 + i]);
-      let b1 = wload4(w[w1 + i]);
-      let b2 = wload4(w[w2 + i]);
-      let b3 = wload4(w[w3 + i]);
+      let b0 = wload(w0, i);
+      let b1 = wload(w1, i);
+      let b2 = wload(w2, i);
+      let b3 = wload(w3, i);
       sum[0] += dots(load4(x[x0 + i]), b0, b1, b2, b3);
       if (TOKENS > 1u) {
         sum[1] += dots(load4(x[x1 + i]), b0, b1, b2, b3);

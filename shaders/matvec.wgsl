@@ -31,16 +31,16 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) la
   var sum = 0.0;
   if (out < p.outs) {
     let xi = slice(0u, group.z) / QUAD_BYTES + group.y * p.quads;
-    let wi = slice(1u, group.z) / WQUAD_BYTES + out * p.quads;
+    let wi = wrow(slice(1u, group.z), out, p.quads);
     var even = vec4f();
     var odd = vec4f();
     var i = turn;
     for (; i + LANES_PER_ROW < p.quads; i += 2u * LANES_PER_ROW) {
-      even += load4(x[xi + i]) * wload4(w[wi + i]);
-      odd += load4(x[xi + i + LANES_PER_ROW]) * wload4(w[wi + i + LANES_PER_ROW]);
+      even += load4(x[xi + i]) * wload(wi, i);
+      odd += load4(x[xi + i + LANES_PER_ROW]) * wload(wi, i + LANES_PER_ROW);
     }
     if (i < p.quads) {
-      even += load4(x[xi + i]) * wload4(w[wi + i]);
+      even += load4(x[xi + i]) * wload(wi, i);
     }
     let both = even + odd;
     sum = both.x + both.y + both.z + both.w;

@@ -2,12 +2,14 @@
 import { readdirSync, readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { describe, expect, it } from 'vitest'
+import { BLOCK_DTYPES, type BlockDType } from '../../runtime/core/dtype.ts'
 import { accessOf, KERNEL_NAMES, type KernelName, type Prelude, program, type WeightPrelude } from '../../runtime/device/webgpu/shaders.ts'
 
 const SHADERS = join(import.meta.dirname, '../../shaders')
 
 const FLOATS = ['f32', 'bf16', 'f16'] as const
 const NARROW_ROWS = ['f32x1', 'bf16x1', 'f16x1'] as const
+const BLOCKS = Object.keys(BLOCK_DTYPES) as BlockDType[]
 const NUMBERS = [...FLOATS, 'i32', 'u32'] as const
 
 type Types = readonly [element?: Prelude, weight?: WeightPrelude]
@@ -17,7 +19,9 @@ const PLAIN: readonly Types[] = [[]]
 const ELEMENTWISE: readonly Types[] = NUMBERS.map((element) => [element] as const)
 const ROWS: readonly Types[] = [...FLOATS, ...NARROW_ROWS].map((element) => [element] as const)
 const MIXED: readonly Types[] = FLOATS.flatMap((element) => FLOATS.map((weight) => [element, weight] as const))
-const WEIGHTED: readonly Types[] = [...MIXED, ...NARROW_ROWS.map((element) => [element, 'f32x1'] as const)]
+const NARROW: readonly Types[] = NARROW_ROWS.map((element) => [element, 'f32x1'] as const)
+const IN_BLOCKS: readonly Types[] = FLOATS.flatMap((element) => BLOCKS.map((weight) => [element, weight] as const))
+const WEIGHTED: readonly Types[] = [...MIXED, ...NARROW, ...IN_BLOCKS]
 
 const WORKGROUPS: readonly Constants[] = [{ WG: 4 }, { WG: 16 }, { WG: 64 }, { WG: 256 }]
 
@@ -49,7 +53,7 @@ const USES: Record<KernelName, { types: readonly Types[]; constants: readonly Co
       ),
     ],
   },
-  all_reduce_rms_norm: { types: WEIGHTED, constants: cross(WORKGROUPS, cross(FLAGS('HAS_BIAS'), FLAGS('ZERO_CENTERED'))) },
+  all_reduce_rms_norm: { types: [...MIXED, ...NARROW], constants: cross(WORKGROUPS, cross(FLAGS('HAS_BIAS'), FLAGS('ZERO_CENTERED'))) },
   attention: { types: PLAIN, constants: [{ WG: 4 }, { WG: 16 }, { WG: 32 }] },
   cast: { types: MIXED, constants: WORKGROUPS },
   copy: { types: [['u32'], ['u32x1']], constants: WORKGROUPS },
@@ -63,7 +67,7 @@ const USES: Record<KernelName, { types: readonly Types[]; constants: readonly Co
     ),
   },
   matmul_tree: {
-    types: MIXED,
+    types: [...MIXED, ...IN_BLOCKS],
     constants: cross(
       [1, 4].map((TOKENS) => ({ WG: 16, TOKENS })),
       cross(FLAGS('HAS_BIAS'), FLAGS('WHOLE')),

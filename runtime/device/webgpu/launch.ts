@@ -1,5 +1,5 @@
 // From tensors to a recorded dispatch: ranges, grids, aliases, rows of odd length. What all operations of the device share.
-import { type DType, dtypeSize } from '../../core/dtype.ts'
+import { type BlockDType, blockLength, type DType, dtypeSize, isBlockDType } from '../../core/dtype.ts'
 import type { Tensor } from '../../core/tensor.ts'
 import { floatType } from '../checks.ts'
 import type { Command, Range } from './commands.ts'
@@ -175,7 +175,7 @@ export function withQuads(sink: Sink, operands: readonly Operand[], scalar: bool
   const after: (() => void)[] = []
   const ranges = operands.map(({ range, dtype, use, count, padded }) => {
     const size = dtypeSize(dtype)
-    const unit = scalar && size === 4 ? 4 : 4 * size
+    const unit = isBlockDType(dtype) ? blockUnit(dtype) : scalar && size === 4 ? 4 : 4 * size
     let target = range
     if (range.offset % unit !== 0 || (use !== 'r' && !padded && (count * size) % unit !== 0)) {
       const packed = take(count * size)
@@ -199,6 +199,11 @@ export function withQuads(sink: Sink, operands: readonly Operand[], scalar: bool
   } finally {
     for (const storage of scratch) storage.release()
   }
+}
+
+/** Bytes at whose multiples blocks begin, as prelude/blocks.wgsl reads them. */
+function blockUnit(dtype: BlockDType): number {
+  return (dtypeSize(dtype) * blockLength(dtype)) % 4 === 0 ? 4 : 2
 }
 
 /** An operand for a whole tensor. */

@@ -33,8 +33,7 @@ export function embedding(
   table: Tensor,
   { first = 0, dtype = 'float32', out }: { first?: number; dtype?: DType; out?: Tensor } = {},
 ): Tensor {
-  const { tokens, n, rows, element } = checkEmbedding(ids, table, first, out?.dtype ?? dtype)
-  const weight = floatType(table.dtype, 'table')
+  const { tokens, n, rows, weight, element } = checkEmbedding(ids, table, first, out?.dtype ?? dtype)
   const y = result(device, [ids, table], out, [tokens, n], out?.dtype ?? dtype)
   if (y.size === 0) return y
   const scalar = n % 4 !== 0
@@ -56,8 +55,7 @@ export function embedding(
 
 export function matmul(device: WebGpuDevice, x: Tensor, w: Tensor, options: Product = {}): Tensor {
   const { bias, out } = options
-  const { tokens, k, outs, element, shape, column } = checkMatmul(x, w, options)
-  const weight = floatType(w.dtype, 'w')
+  const { tokens, k, outs, element, weight, shape, column } = checkMatmul(x, w, options)
   const y = result(device, bias ? [x, w, bias] : [x, w], out, shape, 'float32')
   if (tokens * outs === 0) return y
   const scalar = k % 4 !== 0

@@ -2,7 +2,6 @@
 import { ArgumentError, ShapeError } from '../../core/errors.ts'
 import type { Tensor } from '../../core/tensor.ts'
 import { mergesOf, type Span, slotsOf } from '../../core/tree.ts'
-import { floatType } from '../checks.ts'
 import type { TreeProduct } from '../device.ts'
 import { checkTree } from '../operands.ts'
 import type { Range } from './commands.ts'
@@ -16,8 +15,7 @@ const MAX_SLOTS = 144
 
 export function matmulTree(device: WebGpuDevice, x: Tensor, w: Tensor, options: TreeProduct): Tensor {
   const { block, first = 0, whole = false, bias, out } = options
-  const { tokens, k, outs, element, shape, column } = checkTree(x, w, options)
-  const weight = floatType(w.dtype, 'w')
+  const { tokens, k, outs, element, weight, shape, column } = checkTree(x, w, options)
   const y = result(device, bias ? [x, w, bias] : [x, w], out, shape, 'float32')
   if (tokens * outs === 0) return y
   const { sink, gpu } = device
