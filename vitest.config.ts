@@ -1,4 +1,4 @@
-// Test projects: `unit` runs in parallel and needs no GPU, `gpu` drives the WebGPU adapter one file at a time, `models` needs large weights.
+// Test projects: `unit` needs no GPU, `gpu` drives the WebGPU adapter, `models` needs large weights. Two files at a time, of either of the first.
 import { readFileSync } from 'node:fs'
 import { defineConfig, type ViteUserConfig } from 'vitest/config'
 
@@ -10,7 +10,7 @@ const wgsl = {
   },
 }
 
-const shared = { pool: 'forks' as const, testTimeout: 120_000, hookTimeout: 120_000 }
+const shared = { pool: 'forks' as const, maxWorkers: 2, testTimeout: 120_000, hookTimeout: 120_000, setupFiles: ['test/support/setup.ts'] }
 
 const config: ViteUserConfig = defineConfig({
   plugins: [wgsl],
@@ -18,7 +18,7 @@ const config: ViteUserConfig = defineConfig({
     projects: [
       {
         extends: true,
-        test: { ...shared, name: 'unit', include: ['test/{core,cpu,scheduler,model,native,package,wire}/**/*.test.ts'], maxWorkers: 2 },
+        test: { ...shared, name: 'unit', include: ['test/{core,cpu,scheduler,model,native,package,wire}/**/*.test.ts'] },
       },
       {
         extends: true,
@@ -26,8 +26,6 @@ const config: ViteUserConfig = defineConfig({
           ...shared,
           name: 'gpu',
           include: ['test/{device,comm,shaders,nn,examples,launch,browser,cli}/**/*.test.ts'],
-          maxWorkers: 1,
-          sequence: { groupOrder: 1 },
         },
       },
       {
@@ -38,7 +36,7 @@ const config: ViteUserConfig = defineConfig({
           include: ['test/models/**/*.test.ts'],
           maxWorkers: 1,
           testTimeout: 1_800_000,
-          sequence: { groupOrder: 2 },
+          sequence: { groupOrder: 1 },
         },
       },
     ],

@@ -45,6 +45,9 @@ function resultOf({ code, out, err }: Ended): unknown {
 
 const run = async (...args: string[]): Promise<unknown> => resultOf(await ended(process.execPath, [program, ...args]))
 
+/** What one rank in this thread writes. */
+const alone = await run('generate', 'local', '1', `${TOKENS}`)
+
 const expected = (size: number): unknown[] =>
   Array.from({ length: size }, (_, rank) => ({
     rank,
@@ -78,9 +81,8 @@ for (const placement of ['thread', 'process']) {
 
     for (const ranks of [2, 4]) {
       placed(placement, `${ranks} ranks write what one thread's ranks write`, async () => {
-        const text = await run('generate', 'local', '1', `${TOKENS}`)
-        expect(String(text).length).toBeGreaterThan(TOKENS / 2)
-        expect(await run('generate', placement, `${ranks}`, `${TOKENS}`)).toBe(text)
+        expect(String(alone).length).toBeGreaterThan(TOKENS / 2)
+        expect(await run('generate', placement, `${ranks}`, `${TOKENS}`)).toBe(alone)
       })
     }
 
@@ -229,7 +231,6 @@ describe('launchers', () => {
   if (mpirun || noAddon) it.skip(`mpirun: ${mpirun ?? noAddon}`, () => {})
   else
     it('mpirun: the bundled model, with no option but the program', async () => {
-      const text = await run('generate', 'local', '1', `${TOKENS}`)
       const found = await ended('mpirun', [
         '--allow-run-as-root',
         '--oversubscribe',
@@ -243,7 +244,7 @@ describe('launchers', () => {
         `${TOKENS}`,
       ])
       expect(found.code, found.err).toBe(0)
-      expect(lines(found.out)).toEqual([text, text])
+      expect(lines(found.out)).toEqual([alone, alone])
     })
 })
 
@@ -277,7 +278,6 @@ describe('two hosts', () => {
   }
   for (const each of [1, 2]) {
     it(`the bundled model on ${each} rank${each > 1 ? 's' : ''} each writes the same text`, async () => {
-      const text = await run('generate', 'local', '1', `${TOKENS}`)
       const node = (index: number): Promise<Ended> => {
         const rankmesh = [CLI, 'run', '-n', `${each}`, '--nnodes', '2', '--node-rank', `${index}`, '--master', '10.99.0.1:29500']
         const script = [program, 'generate', 'process', `${2 * each}`, `${TOKENS}`]
@@ -285,7 +285,7 @@ describe('two hosts', () => {
       }
       for (const found of await Promise.all([node(0), node(1)])) {
         expect(found.code, found.err).toBe(0)
-        expect(lines(found.out)).toEqual(Array(each).fill(text))
+        expect(lines(found.out)).toEqual(Array(each).fill(alone))
       }
     })
   }

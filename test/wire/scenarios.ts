@@ -43,8 +43,8 @@ type ArrayName = keyof typeof ARRAYS
 function numbers(name: ArrayName, length: number, seed: number, rank: number, nan = false): HostArray {
   const random = new Random((seed + rank * 7919) >>> 0)
   const array = new ARRAYS[name](length)
-  const bytes = new Uint8Array(array.buffer)
-  if (!name.startsWith('Float')) for (let i = 0; i < bytes.length; i++) bytes[i] = random.bits()
+  const words = new Uint32Array(array.buffer)
+  if (!name.startsWith('Float')) for (let i = 0; i < words.length; i++) words[i] = random.bits()
   else
     for (let i = 0; i < length; i++)
       array[i] = nan && random.int(9) === 0 ? Number.NaN : (random.bits() / 2 ** 31 - 1) * 2 ** (random.int(40) - 20)
@@ -53,11 +53,12 @@ function numbers(name: ArrayName, length: number, seed: number, rank: number, na
 
 /** As the ranks ascending combine, each step rounded or wrapped as the type does. */
 function combined(name: ArrayName, parts: readonly HostArray[], op: HostOp): HostArray {
-  const sum = (parts[0] as HostArray).slice() as Float64Array
+  const sum = new ARRAYS[name](parts[0] as never) as Float64Array // which wraps integers, of 64 bits too
   for (const part of parts.slice(1) as Float64Array[]) {
     for (let i = 0; i < sum.length; i++) {
-      const [a, b] = [sum[i]!, part[i]!]
-      if (op === 'sum') sum[i] = name.startsWith('BigUint') ? (BigInt.asUintN(64, BigInt(a) + BigInt(b)) as never) : a + b
+      const a = sum[i]!
+      const b = part[i]!
+      if (op === 'sum') sum[i] = a + b
       else if (Number.isNaN(a) || Number.isNaN(b)) sum[i] = Number.NaN
       else sum[i] = (op === 'min' ? b < a : b > a) ? b : a
     }
@@ -65,20 +66,14 @@ function combined(name: ArrayName, parts: readonly HostArray[], op: HostOp): Hos
   return sum as HostArray
 }
 
+/** The same bits, but for those of a NaN. */
 function sameBits(found: HostArray, expected: HostArray, what: string): void {
-  const [a, b] = [found, expected].map((array) => new Uint8Array(array.slice().buffer)) as [Uint8Array, Uint8Array]
-  const at = a.findIndex((byte, i) => byte !== b[i])
-  if (
-    found.length !== expected.length ||
-    (at >= 0 &&
-      !(
-        Number.isNaN(Number(found[(at / found.BYTES_PER_ELEMENT) | 0])) &&
-        Number.isNaN(Number(expected[(at / found.BYTES_PER_ELEMENT) | 0]))
-      ))
-  ) {
-    const i = Math.floor(at / found.BYTES_PER_ELEMENT)
-    throw new Error(`${what}: element ${i} of ${found.length} is ${found[i]}, expected ${expected[i]}`)
-  }
+  const bytes = ({ buffer, byteOffset, byteLength }: HostArray): Uint8Array => new Uint8Array(buffer, byteOffset, byteLength)
+  if (Buffer.compare(bytes(found), bytes(expected)) === 0) return
+  if (found.length !== expected.length) throw new Error(`${what}: ${found.length} elements, expected ${expected.length}`)
+  expected.forEach((value: number | bigint, i: number) => {
+    if (!Object.is(found[i], value)) throw new Error(`${what}: element ${i} of ${found.length} is ${found[i]}, expected ${value}`)
+  })
 }
 
 const LENGTHS = [0, 1, 2, 3, 7, 64, 1023, 2048, 20_001]

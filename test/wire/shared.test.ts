@@ -63,9 +63,9 @@ for (const kind of KINDS) {
 
     it('the signal and the deadline of a call count before its turn', async () => {
       type Told = { ms: number; first: { code: string }; second: { code: string; message: string } }
-      const [signal] = await run<Told>(kind, { size: 2, scenario: 'queued', data: { how: 'signal' } })
+      const queued = (how: string): Promise<Told[]> => run(kind, { size: 2, scenario: 'queued', data: { how } })
+      const [[signal], [deadline, other]] = await Promise.all([queued('signal'), queued('deadline')])
       expect(signal).toMatchObject({ second: { code: 'RangeError', message: 'enough' }, first: { code: 'ERR_RANK_FAILED' } })
-      const [deadline, other] = await run<Told>(kind, { size: 2, scenario: 'queued', data: { how: 'deadline' } })
       expect(deadline).toMatchObject({ second: { code: 'ERR_TIMEOUT' }, first: { code: 'ERR_TIMEOUT' } })
       expect(other).toMatchObject({ code: 'ERR_TIMEOUT' })
       for (const { ms } of [signal!, deadline!]) expect(ms).toBeLessThan(1500)
