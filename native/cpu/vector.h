@@ -100,6 +100,8 @@ RANKMESH_INLINE float Largest(V v) {
 /** A 16-bit or 32-bit float type: how sixteen of its elements are read and written, to nearest even, NaN as the one NaN with its sign. */
 struct F32 {
   using T = float;
+  /** Elements of one T: more than one for the blocks of blocks.inc. */
+  static constexpr size_t kValues = 1;
   static RANKMESH_INLINE V Load(const T* from) {
     return Make([&](int i) {
       Part part;
@@ -130,6 +132,7 @@ RANKMESH_INLINE void Narrow(uint16_t* to, Words words) {
 
 struct Bf16 {
   using T = uint16_t;
+  static constexpr size_t kValues = 1;
   static RANKMESH_INLINE V Load(const T* from) {
     return Make([&](int i) { return Floats(Widen(from + i * kWidth) << 16); });
   }
@@ -152,6 +155,7 @@ struct Bf16 {
 
 struct F16 {
   using T = uint16_t;
+  static constexpr size_t kValues = 1;
   static RANKMESH_INLINE Part LoadOne(const T* from) {
 #if defined(__AVX512F__)
     return (Part)_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
