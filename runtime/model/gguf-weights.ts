@@ -1,7 +1,7 @@
-// The weights of a GGUF file under the names and in the layout that Hugging Face gives them; blocks are decoded as they are read.
-import { BLOCK_FORMATS, decodeBlocks } from '../core/blocks.ts'
+// The weights of a GGUF file under the names and in the layout that Hugging Face gives them; blocks stay blocks, or are decoded as they are read.
+import { BLOCK_FORMATS, type BlockType, decodeBlocks } from '../core/blocks.ts'
 import { encodeBfloat16 } from '../core/codecs.ts'
-import { type DType, dtypeSize } from '../core/dtype.ts'
+import { BLOCK_DTYPES, type BlockDType, type DType, dtypeSize, isBlockDType } from '../core/dtype.ts'
 import { checkInteger, invalidArgument } from '../core/errors.ts'
 import { type GgufModel, readGguf } from './gguf.ts'
 import type { GgufTensor } from './gguf-file.ts'
@@ -14,11 +14,13 @@ export interface GgufWeightsOptions {
   /** Gaps of at most this many bytes are read rather than skipped; the source's own value unless given. 0 reads nothing in vain. */
   mergeGap?: number
   /**
-   * What the quantized weights of a GGUF file are read as: `float32` (the default) keeps their values, `bfloat16` rounds them and takes half
-   * the memory.
+   * What the quantized matrices of a GGUF file are read as: `blocks` (the default), as they are; `float32`, the same values in 4 to 7 times the
+   * memory; `bfloat16`, values rounded, in half of that. Vectors are float32 unless this is bfloat16.
    */
-  quantizedAs?: 'float32' | 'bfloat16' | undefined
+  quantizedAs?: QuantizedAs | undefined
 }
+
+export type QuantizedAs = 'blocks' | 'float32' | 'bfloat16'
 
 interface Entry {
   tensor: GgufTensor
@@ -59,7 +61,10 @@ class GgufWeights implements Weights {
     return this.readSlice(name, 0, 0, this.#find(name, expected).info.shape[0] as number)
   }
 
-  /** Reads whole blocks and, where rows change places, whole heads; what they hold beyond the slice is cut off. */
+  /**
+   * Reads whole blocks and, where rows change places, whole heads; what they hold beyond the slice is cut off. Blocks that are cut inside become
+   * float32.
+   */
   async readSlice(name: string, dim: number, start: number, length: number, expected: Expected = {}): Promise<TensorBytes> {
     const { info, tensor, pairedRows } = this.#find(name, expected)
     const { dim: at, outer, whole, inner } = sliceOf(info, dim, start, length)
@@ -71,12 +76,14 @@ class GgufWeights implements Weights {
     const runs = { begin: tensor.begin + stored(first), count: outer, length: stored(end - first), stride: stored(whole) }
     const { bytes: raw, bytesRead } = await readRuns(this.#source, runs, this.#mergeGap)
     this.#bytesRead += bytesRead
-    const decoded = this.#decode(info, raw)
+    const inside = at === info.shape.length - 1 && (start % values !== 0 || length % values !== 0)
+    const dtype = isBlockDType(info.dtype) && inside ? 'float32' : info.dtype
+    const elements = this.#as(dtype, tensor.type, raw)
     const rows = at === 0 ? end - first : (info.shape[0] as number)
-    const turned = pairedRows === 1 ? decoded : halvesOf(decoded, rows, pairedRows)
-    const item = inner * dtypeSize(info.dtype)
+    const turned = pairedRows === 1 ? elements : halvesOf(elements, rows, pairedRows)
+    const item = inner * dtypeSize(dtype)
     const bytes = cut(turned, outer, (end - first) * item, (start - first) * item, length * item)
-    return { dtype: info.dtype, shape: info.shape.with(at, length), bytes }
+    return { dtype, shape: info.shape.with(at, length), bytes }
   }
 
   async close(): Promise<void> {
@@ -90,34 +97,41 @@ class GgufWeights implements Weights {
     return entry
   }
 
-  #decode({ blocks, dtype }: TensorInfo, raw: Uint8Array<ArrayBuffer>): Uint8Array<ArrayBuffer> {
-    if (!blocks) return raw
-    const { values, bytes } = BLOCK_FORMATS[blocks]
+  /** What is stored as `type`, as `dtype`. */
+  #as(dtype: DType, type: BlockType, raw: Uint8Array<ArrayBuffer>): Uint8Array<ArrayBuffer> {
+    if (isBlockDType(dtype) || type in STORED) return raw
+    const { values, bytes } = BLOCK_FORMATS[type]
     const out = new Float32Array(allocate(this.#source.name, 4 * values * (raw.length / bytes)).buffer)
-    decodeBlocks(blocks, raw, out)
+    decodeBlocks(type, raw, out)
     return new Uint8Array(dtype === 'bfloat16' ? encodeBfloat16(out).buffer : out.buffer)
   }
 }
 
 /** Opens the weights of a folder's GGUF file. Throws ERR_MODEL_FORMAT on a file that is damaged or of a kind that is not read. */
 export async function openGgufWeights(folder: ModelFolder, options: GgufWeightsOptions = {}): Promise<Weights> {
-  const { mergeGap, quantizedAs = 'float32' } = options
+  const { mergeGap, quantizedAs = 'blocks' } = options
   if (mergeGap !== undefined) checkInteger('mergeGap', mergeGap, 0)
-  if (quantizedAs !== 'float32' && quantizedAs !== 'bfloat16') throw invalidArgument('quantizedAs', '"float32" or "bfloat16"', quantizedAs)
+  if (!['blocks', 'float32', 'bfloat16'].includes(quantizedAs))
+    throw invalidArgument('quantizedAs', '"blocks", "float32" or "bfloat16"', quantizedAs)
   const model = await readGguf(folder)
   const source = await folder.open(folder.gguf as string)
   return new GgufWeights(source, entriesOf(model, quantizedAs), mergeGap ?? source.mergeGap ?? 4096)
 }
 
-const STORED: Readonly<Record<string, DType>> = { F32: 'float32', F16: 'float16', BF16: 'bfloat16' }
+const STORED: Readonly<Partial<Record<BlockType, DType>>> = { F32: 'float32', F16: 'float16', BF16: 'bfloat16' }
+const BLOCKS: ReadonlyMap<BlockType, BlockDType> = new Map(Object.entries(BLOCK_DTYPES).map(([dtype, type]) => [type, dtype as BlockDType]))
 
-function entriesOf({ header, config, tensors, paired }: GgufModel, quantizedAs: DType): Map<string, Entry> {
+function entriesOf({ header, config, tensors, paired }: GgufModel, quantizedAs: QuantizedAs): Map<string, Entry> {
+  const dtypeOf = (type: BlockType, dimensions: number): DType => {
+    if (quantizedAs !== 'blocks') return quantizedAs
+    return dimensions === 1 ? 'float32' : (BLOCKS.get(type) as BlockDType)
+  }
   return new Map(
     [...tensors].map(([name, tensor]): [string, Entry] => {
       const { type, shape, begin, end } = tensor
       const stored = STORED[type]
       const place = { name, shape, begin, end, file: header.file }
-      const info: TensorInfo = stored ? { ...place, dtype: stored } : { ...place, dtype: quantizedAs, blocks: type }
+      const info: TensorInfo = stored ? { ...place, dtype: stored } : { ...place, dtype: dtypeOf(type, shape.length), blocks: type }
       return [name, { tensor, info, pairedRows: paired && /\.[qk]_proj\./.test(name) ? config.headDim : 1 }]
     }),
   )

@@ -1,6 +1,5 @@
 // The layers of a Llama on one rank: which parts of which tensors they hold, and the activations they share.
 import type { Communicator } from '../comm/communicator.ts'
-import { ModelFormatError } from '../core/errors.ts'
 import type { Tensor } from '../core/tensor.ts'
 import type { Span } from '../core/tree.ts'
 import type { Device } from '../device/device.ts'
@@ -13,6 +12,7 @@ import { Workspace } from '../nn/workspace.ts'
 import type { LayerShard, RankShard, ShardPlan } from '../scheduler/plan.ts'
 import { type LlamaConfig, ropeFrequencies } from './config.ts'
 import { type Alike, LayerActivations, type LayerBuffers } from './llama-activations.ts'
+import { EMBEDDING, headName } from './matrix-types.ts'
 import type { Part, ShardReader } from './shards.ts'
 import type { Weights } from './weights.ts'
 
@@ -87,8 +87,8 @@ export async function loadParts(context: PartsContext, maxTokens: number): Promi
   const vocab = (name: string): Part[] => [{ name, shape: [vocabSize, hidden], ...shard.vocab }]
   const norm = async (name: string): Promise<Norm> => ({ weight: await reader.sharedVector(name, [hidden]), eps })
 
-  const tableRows = await reader.rows(vocab('model.embed_tokens.weight'), alike.vocab)
-  const headRows = config.tieEmbeddings ? tableRows : await reader.rows(vocab(headName(weights)), alike.vocab)
+  const [tableRows] = (await reader.rows(vocab(EMBEDDING), alike.vocab)) as [Tensor]
+  const [headRows] = config.tieEmbeddings ? [tableRows] : ((await reader.rows(vocab(headName(weights)), alike.vocab)) as [Tensor])
   const rope = await reader.shared([capacity, dim / 2, 2], () => ropeTable(config, capacity))
   const activations = await LayerActivations.create(context, shard, alike, maxTokens)
   context.workspaces.push(activations)
@@ -184,16 +184,6 @@ async function loadMlp({ config, shards, cuts, reader, comm, device }: PartsCont
 
 function layerShard({ ranks }: ShardPlan, rank: number, layer: number): LayerShard {
   return (ranks[rank] as RankShard).layers[layer] as LayerShard
-}
-
-function headName(weights: Weights): string {
-  const name = 'lm_head.weight'
-  if (!weights.has(name)) {
-    throw new ModelFormatError(
-      `The weights hold no tensor "${name}", and config.json does not tie it to the embedding (tie_word_embeddings)`,
-    )
-  }
-  return name
 }
 
 /** (cos, sin) of position times frequency, computed in float64, as float32 bytes [positions, headDim / 2, 2]. */

@@ -5,9 +5,10 @@ import { ArgumentError, CollectiveMismatchError, checkInteger, invalidArgument }
 import type { Tensor } from '../core/tensor.ts'
 import type { Device } from '../device/device.ts'
 import type { Partial } from '../nn/partial.ts'
-import { plan, type ShardPlan } from '../scheduler/plan.ts'
+import { type MatrixTypes, plan, type RankSpeed, type ShardPlan } from '../scheduler/plan.ts'
 import type { LlamaConfig } from './config.ts'
 import { cutsOf, type LlamaParts, loadParts } from './llama-parts.ts'
+import { matrixTypes } from './matrix-types.ts'
 import { LOAD_TIMEOUT_MS, ShardReader } from './shards.ts'
 import type { Weights } from './weights.ts'
 
@@ -23,8 +24,15 @@ export interface LlamaOptions {
   deterministic?: 'tp-invariant' | undefined
   /** Inputs in a block of the tree, a multiple of 4; part of what defines the bits. Defaults to 32. */
   block?: number
-  /** How the model is shared out, one number of any unit a rank, alike on all ranks; 0: the rank holds nothing. Absent: evenly. See `plan`. */
+  /**
+   * How the model is shared out, one number of any unit a rank, alike on all ranks; 0: the rank holds nothing. Absent: by `speeds` or `memory`,
+   * else evenly. See `plan`.
+   */
   shares?: readonly number[] | undefined
+  /** Bytes that each rank may take for weights and key-value cache, alike on all ranks; see `plan`. Activations come on top. */
+  memory?: readonly number[] | undefined
+  /** How fast each rank is, alike on all ranks; see `plan`. */
+  speeds?: readonly RankSpeed[] | undefined
   /** Told while weights are read: bytes of this rank's shards loaded so far, and all of them. */
   onProgress?: (progress: { loaded: number; total: number }) => void
 }
@@ -54,22 +62,23 @@ export class Llama implements Disposable {
     { comm, device }: { comm: Communicator; device: Device },
     options: LlamaOptions = {},
   ): Promise<Llama> {
-    const { capacity = Math.min(config.maxPosition, 2048), maxTokens = 256, onProgress = () => {}, shares } = options
+    const { capacity = Math.min(config.maxPosition, 2048), maxTokens = 256, onProgress = () => {}, shares, memory, speeds } = options
     const { deterministic, block = 32 } = options
     checkInteger('capacity', capacity, 1)
     checkInteger('maxTokens', maxTokens, 1)
     if (deterministic !== undefined && deterministic !== 'tp-invariant')
       throw invalidArgument('deterministic', "'tp-invariant'", deterministic)
     if (deterministic && block % 4 !== 0) throw invalidArgument('block', 'a multiple of 4', block)
-    const shards = plan(config, { ranks: comm.size, shares, block: deterministic && block })
-    await checkShares(comm, shards.shares)
+    const types = await matrixTypes(config, weights)
+    const devices = await agree(comm, { device: device.name, cut: { shares, memory, speeds }, types })
+    const shards = plan(config, { ranks: comm.size, shares, memory, speeds, types, block: deterministic && block, capacity, devices })
     const cuts = deterministic && cutsOf(config, shards, block)
     let loaded = 0
-    const elements = shards.elements(comm.rank)
+    const total = shards.weightBytes(comm.rank)
     const workspaces: Disposable[] = []
-    const reader = new ShardReader({ comm, device }, weights, (bytes, elementBytes) => {
+    const reader = new ShardReader({ comm, device }, weights, (bytes) => {
       loaded += bytes
-      onProgress({ loaded, total: Math.max(loaded, elements * elementBytes) })
+      onProgress({ loaded, total: Math.max(loaded, total) })
     })
     try {
       const context = { config, shards, cuts, capacity, reader, weights, comm, device, workspaces }
@@ -170,15 +179,31 @@ export class Llama implements Disposable {
   }
 }
 
-/** Ranks that cut the model differently would add up numbers that do not belong together. */
-async function checkShares({ host, rank }: Communicator, shares: readonly number[]): Promise<void> {
-  const [first, ...others] = (await host.allGather(shares)).map(String)
-  const other = others.findIndex((given) => given !== first) + 1
-  if (other === 0) return
-  const given = others[other - 1]
-  throw new CollectiveMismatchError(`Rank ${other} cuts the model by shares ${given} but rank 0 by ${first}; give all ranks the same`, {
-    rank,
-  })
+interface Given {
+  device: string
+  /** What decides how the model is cut. */
+  cut: Pick<LlamaOptions, 'shares' | 'memory' | 'speeds'>
+  types: MatrixTypes
+}
+
+/** The names of the ranks' devices. Ranks that cut the model differently would add up numbers that do not belong together: they are refused. */
+async function agree({ host, rank }: Communicator, own: Given): Promise<string[]> {
+  const all = await host.allGather(own)
+  const refuse = (of: (given: Given) => string, say: (one: string, first: string) => string): void => {
+    const [first, ...others] = all.map(of) as [string, ...string[]]
+    const other = others.findIndex((one) => one !== first)
+    if (other < 0) return
+    throw new CollectiveMismatchError(`Rank ${other + 1} ${say(others[other] as string, first)}; give all ranks the same`, { rank })
+  }
+  refuse(
+    ({ cut }) => JSON.stringify(cut),
+    (one, first) => `cuts the model by ${one} but rank 0 by ${first}`,
+  )
+  refuse(
+    ({ types }) => JSON.stringify(types),
+    () => 'keeps the weights as other types than rank 0 (quantizedAs)',
+  )
+  return all.map(({ device }) => device)
 }
 
 /** Logits on every rank. */

@@ -4,7 +4,7 @@ import { ArgumentError, ShapeError } from '../core/errors.ts'
 import { formatShape, type Shape } from '../core/shape.ts'
 import { Tensor } from '../core/tensor.ts'
 import { type Span, slotsOf } from '../core/tree.ts'
-import type { Device } from '../device/device.ts'
+import type { Device, Product } from '../device/device.ts'
 import { Partial } from './partial.ts'
 
 /** The inputs of a layer in blocks of `block` elements, rank r holding blocks `spans[r]`: what fixes the order of its sums for every cut. */
@@ -33,29 +33,49 @@ export function blockCut(inputs: readonly Span[], block: number): BlockCut {
   return { block, spans }
 }
 
-/** y = x w^T + b for this rank's outputs: x whole, y sharded. Several layers on the same x (q, k and v; gate and up) are one, stacked. */
+/**
+ * y = x w^T + b for this rank's outputs: x whole, y sharded. Several layers on the same x (q, k and v; gate and up) are one, stacked, in as many
+ * parts as they have types.
+ */
 export class ColumnParallelLinear {
   readonly #device: Device
-  /** [own outs, in]. */
-  readonly weight: Tensor
+  /** [own outs of the part, in] each, one after the other. */
+  readonly parts: readonly Tensor[]
   /** [own outs], float32. */
   readonly bias: Tensor | undefined
+  /** Of all parts. */
+  readonly #outs: number
   readonly #block: number | undefined
 
   /** With `block` the bits of an output do not depend on the number of tokens nor of ranks. */
-  constructor(device: Device, weight: Tensor, bias?: Tensor, { block }: { block?: number | undefined } = {}) {
-    checkLinear(weight, bias, weight.shape[0])
+  constructor(device: Device, weight: Tensor | readonly Tensor[], bias?: Tensor, { block }: { block?: number | undefined } = {}) {
     this.#device = device
-    this.weight = weight
+    this.parts = weight instanceof Tensor ? [weight] : weight
+    for (const part of this.parts) checkWeight(part)
+    this.#outs = this.parts.reduce((n, { shape }) => n + (shape[0] as number), 0)
+    checkBias(bias, this.#outs)
     this.bias = bias
     this.#block = block
   }
 
   /** x [tokens, in] → [tokens, own outs], float32. */
   forward(x: Tensor, out?: Tensor): Tensor {
-    const options = { bias: this.bias, ...(out && { out }) }
-    if (this.#block === undefined) return this.#device.matmul(x, this.weight, options)
-    return this.#device.matmulTree(x, this.weight, { ...options, block: this.#block, whole: true })
+    const [first, ...others] = this.parts as [Tensor, ...Tensor[]]
+    if (others.length === 0) return this.#product(x, first, { bias: this.bias, ...(out && { out }) })
+    const y = out ?? Tensor.empty([x.shape[0] as number, this.#outs], { device: this.#device })
+    let column = 0
+    for (const part of this.parts) {
+      const count = part.shape[0] as number
+      using bias = this.bias?.narrow(0, column, count)
+      if (count > 0) this.#product(x, part, { bias, out: y, column })
+      column += count
+    }
+    return y
+  }
+
+  #product(x: Tensor, weight: Tensor, options: Product): Tensor {
+    if (this.#block === undefined) return this.#device.matmul(x, weight, options)
+    return this.#device.matmulTree(x, weight, { ...options, block: this.#block, whole: true })
   }
 }
 
@@ -74,7 +94,8 @@ export class RowParallelLinear {
 
   /** With `cut` the bits of the sum do not depend on how the inputs are cut over ranks, nor on the number of tokens. */
   constructor(comm: Communicator, device: Device, weight: Tensor, bias?: Tensor, cut?: BlockCut) {
-    checkLinear(weight, bias, weight.shape[0])
+    checkWeight(weight)
+    checkBias(bias, weight.shape[0])
     this.#comm = comm
     this.#device = device
     this.weight = weight
@@ -107,9 +128,11 @@ export class RowParallelLinear {
   }
 }
 
-function checkLinear(weight: Tensor, bias: Tensor | undefined, outs: number | undefined): void {
-  if (weight.shape.length !== 2) throw new ShapeError(`Expected a weight [outs, in] but received ${formatShape(weight.shape)}`)
-  if (bias && (bias.shape.length !== 1 || bias.shape[0] !== outs)) {
-    throw new ShapeError(`Expected a bias [${outs}] for a weight ${formatShape(weight.shape)} but received ${formatShape(bias.shape)}`)
-  }
+function checkWeight({ shape }: Tensor): void {
+  if (shape.length !== 2) throw new ShapeError(`Expected a weight [outs, in] but received ${formatShape(shape)}`)
+}
+
+function checkBias(bias: Tensor | undefined, outs: number | undefined): void {
+  if (bias && (bias.shape.length !== 1 || bias.shape[0] !== outs))
+    throw new ShapeError(`Expected a bias [${outs}] for a weight of ${outs} outs but received ${formatShape(bias.shape)}`)
 }

@@ -6,24 +6,32 @@ export interface PlanRow {
   device: string
   shard: RankShard
   bytes: number
+  /** That one token keeps the rank busy, where that is known. */
+  seconds: number | undefined
   /** Parts of 1. */
   asked: number
   achieved: number
 }
 
-/** One line a rank, columns aligned. */
-export function planTable(rows: readonly PlanRow[]): string {
-  const head = ['rank', 'device', 'heads', 'kv heads', 'mlp columns', 'vocabulary', 'memory', 'asked', 'achieved']
-  const lines = rows.map(({ device, shard, bytes, asked, achieved }, rank) => [
+/** One line a rank, columns aligned, and behind them the seconds of a token where they are known, of which `collectives` in collectives. */
+export function planTable(rows: readonly PlanRow[], token: number | null, collectives: number): string {
+  const named = rows.some(({ device }) => device !== '')
+  const timed = rows.some(({ seconds }) => seconds !== undefined)
+  const only = (shown: boolean, cell: string): string[] => (shown ? [cell] : [])
+  const lines = rows.map(({ device, shard, bytes, seconds = 0, asked, achieved }, rank) => [
     String(rank),
-    device,
+    ...only(named, device),
     ...shardCells(shard),
     megabytes(bytes),
+    ...only(timed, milliseconds(seconds)),
     percent(asked),
     percent(achieved),
   ])
-  const named = rows.some(({ device }) => device !== '')
-  return columns([head, ...lines].map((line) => (named ? line : line.toSpliced(1, 1))))
+  const held = ['heads', 'kv heads', 'mlp columns', 'vocabulary', 'memory']
+  const head = ['rank', ...only(named, 'device'), ...held, ...only(timed, 'a token'), 'asked', 'achieved']
+  const table = columns([head, ...lines])
+  if (token === null) return table
+  return `${table}A token: ${milliseconds(token)} expected, ${milliseconds(collectives)} of it in collectives\n`
 }
 
 /** A rank's heads, kv heads, MLP columns and vocabulary rows, as text. */
@@ -60,6 +68,11 @@ function overLayers(spans: readonly Span[]): string {
 
 function span({ start, count }: Span): string {
   return count === 0 ? 'none' : count === 1 ? String(start) : `${start}-${start + count - 1}`
+}
+
+function milliseconds(seconds: number): string {
+  const ms = 1000 * seconds
+  return `${ms.toFixed(ms < 10 ? 2 : ms < 100 ? 1 : 0)} ms`
 }
 
 function percent(part: number): string {

@@ -1,7 +1,7 @@
-// Weights of GGUF files: every slice is that of the whole tensor, decoded and put in Hugging Face's order; a rank reads its part and little more.
+// Weights of GGUF files: every slice is that of the whole tensor, in blocks or decoded, in Hugging Face's order; a rank reads its part and little more.
 import { describe, expect, test } from 'vitest'
 import { BLOCK_FORMATS, type BlockType, decodeBlocks } from '../../runtime/core/blocks.ts'
-import { decode } from '../../runtime/core/dtype.ts'
+import { decode, dtypeSize, isBlockDType } from '../../runtime/core/dtype.ts'
 import type { RankmeshError } from '../../runtime/core/errors.ts'
 import { openWeights } from '../../runtime/model/weights.ts'
 import { floats, type RawGgufTensor } from '../support/gguf-files.ts'
@@ -62,7 +62,10 @@ describe('slices', () => {
         Object.fromEntries(Object.entries(shapes).map(([key, value]) => [key.replace('llama', architecture), [...value]])),
       )
       const file = modelFile(metadata, tensorsOf(random, { [name]: tensor, [bias.name]: bias, ...others }))
-      const weights = await openWeights(memoryFolder({ 'model.gguf': file }), { mergeGap: random.int(400) })
+      const weights = await openWeights(memoryFolder({ 'model.gguf': file }), {
+        mergeGap: random.int(400),
+        quantizedAs: random.int(2) ? 'blocks' : 'float32',
+      })
       const to = (old: string) =>
         old
           .replace('blk.', 'model.layers.')
@@ -73,8 +76,11 @@ describe('slices', () => {
         const [width, height] = given.dims.length === 1 ? [1, rows] : [columns, rows]
         const dim = given.dims.length === 1 ? 0 : random.int(2)
         const size = dim === 0 ? height : width
-        const start = random.int(size + 1)
-        const length = random.int(size - start + 1)
+        const { values: block } = BLOCK_FORMATS[given === tensor ? type : 'F32']
+        const step = dim === 1 && random.int(2) ? block : 1
+        const start = step * random.int(size / step + 1)
+        const length = step * random.int((size - start) / step + 1)
+        const { dtype: stored } = await weights.info(to(given.name))
         const got = await weights.readSlice(to(given.name), dim, start, length)
         const want = whole.filter((_, i) => {
           const place = dim === 0 ? Math.floor(i / width) : i % width
@@ -82,9 +88,11 @@ describe('slices', () => {
         })
         const label = `seed ${at}, round ${round}: ${given.name} ${type} of ${architecture}, dim ${dim}, ${start} + ${length}`
         expect(got.shape, label).toEqual(given.dims.length === 1 ? [length] : dim === 0 ? [length, width] : [height, length])
+        const inside = dim === 1 && (start % block !== 0 || length % block !== 0)
+        expect(got.dtype, label).toBe(isBlockDType(stored) && inside ? 'float32' : stored)
         const values = decode(got.dtype, got.bytes) as Float32Array<ArrayBuffer>
         expect(Buffer.compare(new Uint8Array(values.buffer), new Uint8Array(want.buffer)), label).toBe(0)
-        expect((await weights.read(to(given.name))).bytes.length, label).toBe(whole.length * (got.dtype === 'float32' ? 4 : 2))
+        expect((await weights.read(to(given.name))).bytes.length, label).toBe(whole.length * dtypeSize(stored))
       }
       await weights.close()
     }
@@ -107,23 +115,36 @@ describe('slices', () => {
 })
 
 describe('types', () => {
-  test('floats stay as they are stored; blocks become float32, or bfloat16 where that is asked for', async () => {
+  test('floats and blocks stay as they are stored; blocks become float32 or bfloat16 where that is asked for', async () => {
     const random = new Random(seed())
     const half = blocks(random, 'blk.0.attn_v.weight', 'F16', 64, 32)
     const gate = blocks(random, 'blk.0.ffn_gate.weight', 'Q4_0', 64, 96)
     const folder = memoryFolder({ 'model.gguf': modelFile(LLAMA, tensorsOf(random, { [half.name]: half, [gate.name]: gate })) })
-    const weights = await openWeights(folder)
+    const kept = await openWeights(folder)
+    const weights = await openWeights(folder, { quantizedAs: 'float32' })
     const rounded = await openWeights(folder, { quantizedAs: 'bfloat16' })
     const [v, gateName] = ['model.layers.0.self_attn.v_proj.weight', 'model.layers.0.mlp.gate_proj.weight']
     expect(await weights.read(v)).toMatchObject({ dtype: 'float16', shape: [32, 64], bytes: half.bytes })
     expect(await weights.info(gateName)).toMatchObject({ dtype: 'float32', blocks: 'Q4_0', shape: [96, 64] })
     expect((await weights.info(v)).blocks).toBeUndefined()
+    expect(await kept.info(gateName)).toMatchObject({ dtype: 'q4_0', blocks: 'Q4_0', shape: [96, 64] })
+    expect(await kept.read(gateName)).toMatchObject({ dtype: 'q4_0', shape: [96, 64], bytes: gate.bytes })
     const exact = decode('float32', (await weights.read(gateName)).bytes) as Float32Array
     const near = await rounded.read(gateName, { dtype: 'bfloat16', shape: [96, 64] })
     const values = decode('bfloat16', near.bytes) as Float32Array
     expect(values.every((value, i) => Math.abs(value - (exact[i] as number)) <= Math.abs(exact[i] as number) / 256)).toBe(true)
     expect(values).not.toEqual(exact)
     await expect(openWeights(folder, { quantizedAs: 'int8' as 'bfloat16' })).rejects.toMatchObject({ code: 'ERR_ARGUMENT' })
+  })
+
+  test('a vector in blocks becomes float32: no device adds blocks', async () => {
+    const random = new Random(seed())
+    const norm = blocks(random, 'blk.0.attn_norm.weight', 'Q8_0', 64, 1)
+    const tensors = tensorsOf(random, { [norm.name]: { ...norm, dims: [64] } })
+    const weights = await openWeights(memoryFolder({ 'model.gguf': modelFile(LLAMA, tensors) }))
+    const { dtype, bytes } = await weights.read('model.layers.0.input_layernorm.weight')
+    expect(dtype).toBe('float32')
+    expect(decode(dtype, bytes)).toEqual(decodeBlocks('Q8_0', norm.bytes))
   })
 
   test('the header is read once for a folder, and every file is closed', async () => {

@@ -1,7 +1,15 @@
 // Shard plans: everything is held exactly once, cuts lie at whole units, shares come out as asked, remainders rotate, and what cannot be is refused.
 import fc from 'fast-check'
 import { describe, expect, it } from 'vitest'
-import { type LayerShard, type ModelShape, type PlanOptions, plan, type ShardPlan, type Span } from '../../runtime/scheduler/plan.ts'
+import {
+  type LayerShard,
+  type MatrixTypes,
+  type ModelShape,
+  type PlanOptions,
+  plan,
+  type ShardPlan,
+  type Span,
+} from '../../runtime/scheduler/plan.ts'
 
 /** The bundled model. */
 const small: ModelShape = {
@@ -172,8 +180,8 @@ describe('memory', () => {
         fc.array(fc.double({ min: 0, max: 1, noNaN: true }), { minLength: 1, maxLength: 8 }),
         fc.option(fc.array(fc.double({ min: 0.01, max: 1, noNaN: true }), { minLength: 8, maxLength: 8 }), { nil: undefined }),
         (parts, shares) => {
-          const norms = 17 * 256 * 4 // every rank needs them
-          const memory = parts.map((part) => norms + part * 2 * total)
+          const fixed = 4 * (17 * 256 + 128 * 32) // norms and rotations, which every rank needs
+          const memory = parts.map((part) => fixed + part * 2 * total)
           const options: PlanOptions = { ranks: parts.length, memory, shares: shares?.slice(0, parts.length), capacity: 128 }
           try {
             const made = plan(smallLayers, options)
@@ -213,6 +221,131 @@ describe('memory', () => {
   })
 })
 
+/** Types of a file like Q4_K_M: Q6_K for v and down of some layers. */
+const mixed = (layers: number): MatrixTypes => ({
+  layers: Array.from({ length: layers }, (_, layer) => {
+    const wide = layer % 2 === 1 ? 'q6_k' : 'q4_k'
+    return { q: 'q4_k', k: 'q4_k', v: wide, o: 'q4_k', gate: 'q4_k', up: 'q4_k', down: wide }
+  }),
+  embedding: 'q4_k',
+  head: 'q6_k',
+})
+
+describe('quantised weights', () => {
+  const shape: ModelShape = { ...small, headDim: 64, heads: 8, kvHeads: 4, hiddenSize: 512, intermediateSize: 1024, tieEmbeddings: false }
+
+  it('are cut between blocks of all layers and of the tree, and everything is held exactly once', () => {
+    fc.assert(
+      fc.property(shareLists, fc.constantFrom(1, 32, 96), (shares, block) => {
+        const made = plan(shape, { ranks: shares.length, shares, block, types: mixed(4) })
+        const unit = block === 96 ? 768 : 256
+        for (let layer = 0; layer < 4; layer++) {
+          const shards = layerOf(made, layer)
+          expectWhole(
+            shards.map(({ heads }) => heads),
+            8,
+          )
+          expectWhole(
+            shards.map(({ mlp }) => mlp),
+            1024,
+          )
+          for (const { heads, mlp } of shards) {
+            if (heads.count > 0) expect((heads.start * 64) % unit).toBe(0)
+            if (mlp.count > 0) expect(mlp.start % unit).toBe(0)
+          }
+        }
+      }),
+    )
+  })
+
+  it('of small blocks are cut finer than those of large ones, and rows anywhere', () => {
+    const types = mixed(4)
+    const q8 = {
+      ...types,
+      layers: types.layers.map(() => ({ q: 'q4_k', k: 'q4_k', v: 'q4_k', o: 'q8_0', gate: 'q4_k', up: 'q4_k', down: 'q4_0' }) as const),
+    }
+    const fine = plan(shape, { ranks: 4, types: q8 })
+    expect(layerOf(fine, 0).map(({ heads, mlp }) => [heads.count, mlp.count])).toEqual(Array(4).fill([2, 256]))
+    const coarse = plan(shape, { ranks: 4, types })
+    for (const layer of [0, 1, 2, 3])
+      expect(
+        layerOf(coarse, layer)
+          .map(({ heads }) => heads.count)
+          .sort(),
+      ).toEqual([0, 0, 4, 4])
+    expect(layerOf(coarse, 0).map(({ mlp }) => mlp.count)).toEqual([256, 256, 256, 256])
+    expect(coarse.ranks.map(({ layers }) => layers.reduce((n, { heads }) => n + heads.count, 0))).toEqual([8, 8, 8, 8])
+  })
+
+  it('weigh what their blocks do, tensor by tensor', () => {
+    const made = plan(shape, { ranks: 1, types: mixed(4), capacity: 10 })
+    const [q4, q6] = [144 / 256, 210 / 256]
+    const even = 512 * (64 * (8 * 2 * q4 + 4 * 2 * q4) + 1024 * 3 * q4)
+    const odd = 512 * (64 * (8 * 2 * q4 + 4 * (q4 + q6)) + 1024 * (2 * q4 + q6))
+    const vocab = 512 * 256 * (q4 + q6)
+    expect(made.weightBytes(0)).toBe(2 * (even + odd) + vocab)
+    expect(made.bytes(0)).toBe(2 * (even + odd) + vocab + 4 * (9 * 512 + 10 * 64 + 10 * 4 * 2 * 4 * 64))
+    const three = plan(shape, { ranks: 3, shares: [5, 2, 1], types: mixed(4) })
+    expect(three.ranks.reduce((n, _, rank) => n + three.weightBytes(rank), 0)).toBe(made.weightBytes(0))
+  })
+})
+
+describe('speeds', () => {
+  const even = { bytesPerSecond: 1e9 }
+
+  it('decide the shares where none are given, and tell the time of a token', () => {
+    const made = plan(small, { ranks: 2, speeds: [{ bytesPerSecond: 3e9 }, even], elementBytes: 4 })
+    expect(made.shares).toEqual([0.75, 0.25])
+    const one = plan(small, { ranks: 1, speeds: [even], elementBytes: 4 })
+    expect(one.tokenSeconds).toBeCloseTo(one.weightBytes(0) / 1e9, 12)
+    expect(plan(small, { ranks: 2, speeds: [even, even], elementBytes: 4 }).tokenSeconds).toBeCloseTo(one.weightBytes(0) / 2e9, 12)
+    const costly = plan(small, { ranks: 1, speeds: [{ ...even, overhead: 0.5 }], elementBytes: 4, collectiveSeconds: 1 })
+    expect(costly.tokenSeconds).toBeCloseTo((one.tokenSeconds as number) + 9 * 0.5 + 1, 12)
+    expect(plan(small, { ranks: 2 }).tokenSeconds).toBeNull()
+  })
+
+  it('split a component over fewer ranks where more would be slower, unless that is said or memory forbids it', () => {
+    // The second rank would take half a second for its part of a layer, however small; the first has all of it done in a millisecond.
+    const speeds = [even, { ...even, overhead: 0.5 }]
+    const alone = plan(small, { ranks: 2, speeds })
+    expect(alone.weightBytes(1)).toBe(0)
+    const told = plan(small, { ranks: 2, speeds, most: { mlp: 2 } })
+    expect(layerOf(told, 0).map(({ heads, mlp }) => [heads.count, mlp.count])).toEqual([
+      [8, 256],
+      [0, 256],
+    ])
+    const total = plan(small, { ranks: 1 }).bytes(0)
+    const tight = plan(small, { ranks: 2, speeds, memory: [0.7 * total, total] })
+    expect(tight.bytes(0)).toBeLessThanOrEqual(0.7 * total)
+    expect(tight.weightBytes(1)).toBeGreaterThan(0)
+  })
+
+  it('leave no head to a rank that is too slow for one, and never make a token slower', () => {
+    const slow = plan(small, { ranks: 2, speeds: [even, { bytesPerSecond: 5e7 }] })
+    expect(layerOf(slow, 0).map(({ heads }) => heads.count)).toEqual([8, 0])
+    const speed = fc.record({
+      bytesPerSecond: fc.double({ min: 1e8, max: 1e10, noNaN: true }),
+      overhead: fc.double({ min: 0, max: 1e-3, noNaN: true }),
+    })
+    fc.assert(
+      fc.property(fc.array(speed, { minLength: 1, maxLength: 6 }), (speeds) => {
+        const ranks = speeds.length
+        const all = { attention: ranks, mlp: ranks, vocab: ranks }
+        const most = plan(small, { ranks, speeds, most: all }).tokenSeconds as number
+        expect(plan(small, { ranks, speeds }).tokenSeconds).toBeLessThanOrEqual(most * (1 + 1e-9))
+      }),
+    )
+  })
+
+  it('stand in the table', () => {
+    const options = { ranks: 2, speeds: [even, even], devices: ['a', 'b'], collectiveSeconds: 0.002, elementBytes: 1000 }
+    const lines = plan(small, options).explain().trimEnd().split('\n')
+    expect(lines[0]).toMatch(/memory +a token +asked +achieved$/)
+    expect(lines[1]).toMatch(/^0 +a .* [\d.]+ ms +50\.0 % +50\.0 %$/)
+    expect(lines[3]).toMatch(/^A token: [\d.]+ ms expected, 2\.00 ms of it in collectives$/)
+  })
+})
+
 it('explain prints what each rank holds, and the share asked for beside the share achieved', () => {
   const table = plan(small, { ranks: 3, shares: [0.7, 0.2, 0.1], devices: ['gpu', 'gpu', 'cpu'], capacity: 128 }).explain()
   const [head, ...lines] = table.trimEnd().split('\n')
@@ -241,6 +374,12 @@ it('refuses what makes no sense', () => {
     [{}, { block: 0 }],
     [{}, { most: { attention: 0 } }],
     [{}, { devices: ['one'] }],
+    [{}, { elementBytes: 0 }],
+    [{}, { types: mixed(3) }],
+    [{}, { speeds: [{ bytesPerSecond: 1 }] }],
+    [{}, { speeds: [{ bytesPerSecond: 1 }, { bytesPerSecond: 0 }] }],
+    [{}, { speeds: [{ bytesPerSecond: 1 }, { bytesPerSecond: 1, overhead: -1 }] }],
+    [{}, { collectiveSeconds: Number.NaN }],
     [{ kvHeads: 3 }, {}],
     [{ layers: 0 }, {}],
     [{ headDim: 1.5 }, {}],
