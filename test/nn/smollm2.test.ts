@@ -1,19 +1,11 @@
 // A real model in short: the first tokens of one plain and one chat prompt of SmolLM2-135M-Instruct over ranks that do not divide its heads,
 // from a folder and from its quantized file. test/models has it whole, over 3 ranks.
 import { describe, it } from 'vitest'
-import { type SmolLM2Expected, smollm2Folder, smollm2Gguf } from '../support/smollm2.ts'
-import { expectGreedy } from '../support/smollm2-run.ts'
+import { smollm2Folder, smollm2Gguf } from '../support/smollm2.ts'
+import { expectGreedy, shortest } from '../support/smollm2-run.ts'
 
 const folder = await smollm2Folder()
 const gguf = await smollm2Gguf()
-
-/** The shortest plain and the shortest chat prompt. */
-function shortest({ greedy }: SmolLM2Expected): SmolLM2Expected['greedy'] {
-  const byLength = [...greedy].sort((a, b) => a.promptIds.length - b.promptIds.length)
-  const chat = byLength.find(({ prompt }) => prompt.startsWith('<|im_start|>'))
-  const plain = byLength.find(({ prompt }) => !prompt.startsWith('<|im_start|>'))
-  return [plain, chat].filter((prompt) => prompt !== undefined)
-}
 
 // 9 heads over 3 kv heads: 2 ranks take turns at the odd one, of 4 ranks one has none in each layer.
 describe('SmolLM2-135M-Instruct gives the first expected ids', () => {

@@ -1,5 +1,6 @@
 // Runs SmolLM2 over ranks and compares with what three independent programs agree on.
 import { expect } from 'vitest'
+import type { Device } from '../../runtime/device/device.ts'
 import { LanguageModel } from '../../runtime/model/generate.ts'
 import { fileFolder } from '../../runtime/model/source-file.ts'
 import type { ChatMessage } from '../../runtime/model/tokenizer.ts'
@@ -14,15 +15,24 @@ function messagesOf(prompt: string): ChatMessage[] {
   return messages.filter(({ role, content }) => role !== 'system' || !content.includes('named SmolLM'))
 }
 
+/** The shortest plain and the shortest chat prompt. */
+export function shortest({ greedy }: SmolLM2Expected): SmolLM2Expected['greedy'] {
+  const byLength = [...greedy].sort((a, b) => a.promptIds.length - b.promptIds.length)
+  const chat = byLength.find(({ prompt }) => prompt.startsWith('<|im_start|>'))
+  const plain = byLength.find(({ prompt }) => !prompt.startsWith('<|im_start|>'))
+  return [plain, chat].filter((prompt) => prompt !== undefined)
+}
+
 /** Every prompt's greedy ids, `tokens` of them at most; chat prompts go through the model's own template. */
 export async function expectGreedy(
   dir: string,
   prompts: SmolLM2Expected['greedy'],
   ranks: number,
   tokens: number = Number.POSITIVE_INFINITY,
+  { devices = ['webgpu'], shares }: { devices?: readonly (string | Device)[]; shares?: number[] | undefined } = {},
 ): Promise<void> {
-  await launch({ ranks }, async (context) => {
-    using model = await LanguageModel.load(fileFolder(dir), context, { capacity: 256 })
+  await launch({ ranks, devices: devices.slice(0, ranks) }, async (context) => {
+    using model = await LanguageModel.load(fileFolder(dir), context, { capacity: 256, shares })
     for (const { prompt, promptIds, ids, firstTop10 } of prompts) {
       const messages = messagesOf(prompt)
       const given = messages.length === 0 ? prompt : messages

@@ -1,0 +1,76 @@
+// Groups of unlike devices, in uneven plans: the float64 reference's logits, PyTorch's golden text, the same bits on every rank; a real model too.
+import { readFileSync } from 'node:fs'
+import { join } from 'node:path'
+import { afterAll, describe, expect, it } from 'vitest'
+import { openDevice } from '../../runtime/device/open.ts'
+import { decode } from '../support/decoding.ts'
+import { testDevice } from '../support/device.ts'
+import { loadReference } from '../support/reference-llama.ts'
+import { maxAbsDiff } from '../support/reference-ops.ts'
+import { smollm2Folder } from '../support/smollm2.ts'
+import { expectGreedy, shortest } from '../support/smollm2-run.ts'
+
+const dir = join(import.meta.dirname, '../../examples/models/tiny-shakespeare')
+const [{ ids: prompt, greedy }] = JSON.parse(readFileSync(join(dir, 'golden.json'), 'utf8')).prompts as [
+  { ids: number[]; greedy: number[] },
+]
+const expected = loadReference(dir).forward(prompt).at(-1) as Float64Array
+const COUNT = 24
+
+const [gpu, other, cpu] = [await testDevice(), await testDevice(), await openDevice('cpu')] as const
+afterAll(() => {
+  for (const device of [gpu, other, cpu]) device.dispose()
+})
+
+const GROUPS = [
+  { name: 'webgpu, cpu', devices: [gpu, cpu] },
+  { name: 'webgpu, webgpu, cpu', devices: [gpu, other, cpu] },
+  { name: 'two ranks on webgpu, one on cpu', devices: [gpu, gpu, cpu] },
+]
+
+describe.each(GROUPS)('$name', ({ devices }) => {
+  const ranks = devices.length
+  it.each<[string, number[] | undefined]>([
+    ['even shares', undefined],
+    ['uneven shares', ranks === 2 ? [0.8, 0.2] : [0.7, 0.2, 0.1]],
+    ['a cpu rank without heads', ranks === 2 ? [0.98, 0.02] : [0.6, 0.38, 0.02]],
+    ['a webgpu rank without heads', ranks === 2 ? [0.02, 0.98] : [0.02, 0.38, 0.6]],
+  ])('%s: the logits, the text, the same bits on all ranks', async (name, shares) => {
+    const ended = await decode(dir, prompt, COUNT, devices, { shares })
+    for (const { first, ids, bits } of ended) {
+      expect(maxAbsDiff(first, expected)).toBeLessThan(1e-4)
+      expect(ids).toEqual(greedy.slice(0, COUNT))
+      expect(bits.equals(ended[0]?.bits as Buffer)).toBe(true)
+    }
+    for (const layer of [0, 1, 2, 3]) expect(ended.reduce((sum, { heads }) => sum + (heads[layer] as number), 0)).toBe(8)
+    if (name.includes('without')) expect(ended.at(name.startsWith('a cpu') ? -1 : 0)?.heads).toEqual([0, 0, 0, 0])
+  })
+
+  it('tp-invariant: the logits, the text, and a second run has the same bits', async () => {
+    const run = () => decode(dir, prompt, 8, devices, { deterministic: 'tp-invariant' })
+    const [first, second] = [await run(), await run()]
+    for (const each of [...first, ...second]) {
+      expect(maxAbsDiff(each.first, expected)).toBeLessThan(1e-4)
+      expect(each.ids).toEqual(greedy.slice(0, 8))
+      expect(each.bits.equals(first[0]?.bits as Buffer)).toBe(true)
+    }
+  })
+})
+
+// 9 heads over 3 kv heads: 2 ranks take turns at the odd one, of 4 ranks one has none in each layer.
+const smollm2 = await smollm2Folder()
+describe.skipIf(!smollm2)(`SmolLM2-135M-Instruct${smollm2 ? '' : ': skipped, its files are not there'}`, () => {
+  const { dir, expected } = smollm2 ?? { dir: '', expected: { greedy: [] } as never }
+  it.each([1, 2, 3, 4])('%i cpu ranks give the expected ids', async (ranks) => {
+    await expectGreedy(dir, shortest(expected), ranks, 12, { devices: [cpu] })
+  })
+
+  // A software GPU is slow: the plain prompt only, and the small shares on the GPU.
+  it.each([
+    [2, [1, 4]],
+    [3, [1, 4, 4]],
+    [4, undefined],
+  ])('%i ranks on webgpu and cpu give the expected ids', async (ranks, shares) => {
+    await expectGreedy(dir, shortest(expected).slice(0, 1), ranks, 3, { devices: [gpu, cpu], shares })
+  })
+})
