@@ -37,11 +37,16 @@ export {
   packedScales,
   QuantizationSFLayout,
 } from './comm/fusion/scale-layout.ts'
-export type { FusionProblemSize, FusionWorkspaceMetadata } from './comm/fusion/workspace.ts'
+export {
+  AllReduceFusionWorkspace,
+  createAllReduceFusionWorkspace,
+  type FusionProblemSize,
+  type FusionWorkspaceMetadata,
+  type FusionWorkspaceOptions,
+} from './comm/fusion/workspace.ts'
 export type { HostComm, HostOp } from './comm/host.ts'
 export { createHostGroup, type HostBackend, type HostGroup, importHostGroup } from './comm/host-group.ts'
 export { type OwnedRows, ownedRows } from './comm/ownership.ts'
-export { AllReduceFusionWorkspace, createAllReduceFusionWorkspace, type FusionWorkspaceOptions } from './comm/webgpu/fusion-workspace.ts'
 export {
   decodeBfloat16,
   decodeFloat16,

@@ -1,5 +1,7 @@
 // The algorithms of a reduction over devices, as data, and the choice among them: pure functions of what is equal on all ranks.
 import { type DType, dtypeSize, isFloat } from '../core/dtype.ts'
+import { ArgumentError, invalidArgument } from '../core/errors.ts'
+import type { Tensor } from '../core/tensor.ts'
 import type { ReduceOp } from './device-comm.ts'
 
 export type AlgorithmName = 'on-device' | 'one-shot' | 'two-shot'
@@ -86,6 +88,26 @@ export const ALGORITHMS: readonly Algorithm[] = [
     },
   },
 ]
+
+/** A group's reduction of `x`; see ReductionCall. */
+export function reductionCall(
+  { group }: { group: { sites: readonly { ranks: readonly number[] }[] } },
+  collective: ReductionCall['collective'],
+  x: Tensor,
+  pieces: number,
+): ReductionCall {
+  const ranksPerDevice = group.sites.map(({ ranks }) => ranks.length)
+  return { collective, count: x.size, dtype: x.dtype, pieces, ranksPerDevice }
+}
+
+/** @throws ERR_ARGUMENT where the algorithm a caller insists on is none, or cannot run this call. */
+export function checkAlgorithm(name: AlgorithmName | undefined, call: ReductionCall): void {
+  if (name === undefined) return
+  const algorithm = ALGORITHMS.find((candidate) => candidate.name === name)
+  if (!algorithm) throw invalidArgument('algorithm', ALGORITHMS.map((candidate) => candidate.name).join(', '), name)
+  const reason = algorithm.refuses(call)
+  if (reason !== null) throw new ArgumentError(`Algorithm ${name} cannot run ${call.collective} here: ${reason}; leave the choice open`)
+}
 
 /** Bytes that one more wait for a device is worth: below this a second step costs more than it saves. */
 export const STEP_BYTES: number = 1 << 20

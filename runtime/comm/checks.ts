@@ -33,9 +33,9 @@ export function memoryOf(device: TensorDevice): object {
   return device instanceof CpuDevice ? device.memory : device
 }
 
-/** Nobody may write it any more: it is the result of several ranks. */
-export function shareStorage(storage: Storage): void {
-  if (storage instanceof GpuStorage || storage instanceof CpuStorage) storage.readOnly = true
+/** Nobody may write it any more: it is the result of several ranks. Or, with false, it is about to be another one. */
+export function shareStorage(storage: Storage, readOnly: boolean = true): void {
+  if (storage instanceof GpuStorage || storage instanceof CpuStorage) storage.readOnly = readOnly
 }
 
 /** A tensor on this rank's device, undisposed. */

@@ -35,8 +35,6 @@ import { type GroupHost, type HostComm, LocalHostComm } from './host.ts'
 import type { MeetOptions } from './rendezvous.ts'
 import { StagedComm } from './staged/comm.ts'
 import { WebGpuComm } from './webgpu/comm.ts'
-import { allReduceFusion } from './webgpu/fusion.ts'
-import { moeAllReduceFusion, moeFinalizeAllReduceFusion } from './webgpu/fusion-moe.ts'
 import { WireHostComm } from './wire-host.ts'
 
 /** `hybrid` is for ranks on devices of any kind, together; `cpu` the same for ranks on the CPU alone. */
@@ -277,17 +275,17 @@ export class Communicator {
 
   /** The sum over ranks, then what the pattern adds: residual, RMSNorm, FP8 or FP4 codes. One kernel a device; see AllReduceFusion. */
   allReduceFusion(args: AllReduceFusion, options?: MeetOptions): Promise<FusionResult> {
-    return echoQuietly(allReduceFusion(this.#comm, args, options))
+    return echoQuietly(this.#comm.allReduceFusion(args, options))
   }
 
   /** Joins this rank's expert rows and the shared expert's, then as allReduceFusion: residual, norm, FP4 where asked for. */
   moeAllReduceFusion(args: MoeAllReduceFusion, options?: MeetOptions): Promise<FusionResult> {
-    return echoQuietly(moeAllReduceFusion(this.#comm, args, options))
+    return echoQuietly(this.#comm.moeAllReduceFusion(args, options))
   }
 
   /** As moeAllReduceFusion, from rows in the experts' own order and an index of them. */
   moeFinalizeAllReduceFusion(args: MoeFinalizeAllReduceFusion, options?: MeetOptions): Promise<FusionResult> {
-    return echoQuietly(moeFinalizeAllReduceFusion(this.#comm, args, options))
+    return echoQuietly(this.#comm.moeFinalizeAllReduceFusion(args, options))
   }
 
   /** Symmetric memory: slices of one buffer for the ranks of a device, or with `shared` one tensor that they all hold. */

@@ -4,6 +4,8 @@ import type { Shape } from '../core/shape.ts'
 import type { Tensor } from '../core/tensor.ts'
 import type { Span } from '../core/tree.ts'
 import type { AlgorithmName } from './algorithms.ts'
+import type { MoeAllReduceFusion, MoeFinalizeAllReduceFusion } from './fusion/moe.ts'
+import type { AllReduceFusion, FusionResult } from './fusion/options.ts'
 import type { MeetOptions } from './rendezvous.ts'
 
 export type ReduceOp = 'sum' | 'prod' | 'min' | 'max' | 'avg'
@@ -157,6 +159,12 @@ export interface DeviceComm {
   allReduceResidualBiasRMSNorm(args: FusedNorm, options?: MeetOptions): Promise<Tensor>
   /** The fused norm with the sum over one group and the result to another; called by all ranks of this group. */
   allReduceResidualBiasRMSNormEx(args: FusedNormEx<DeviceComm>, options?: MeetOptions): Promise<Tensor>
+  /** The sum over ranks, then what the pattern adds: residual, RMSNorm, FP8 or FP4 codes. */
+  allReduceFusion(args: AllReduceFusion, options?: MeetOptions): Promise<FusionResult>
+  /** This rank's expert rows and the shared expert's joined, then as allReduceFusion with residual and norm. */
+  moeAllReduceFusion(args: MoeAllReduceFusion, options?: MeetOptions): Promise<FusionResult>
+  /** As moeAllReduceFusion, from rows in the experts' own order and an index of them. */
+  moeFinalizeAllReduceFusion(args: MoeFinalizeAllReduceFusion, options?: MeetOptions): Promise<FusionResult>
   /** Memory for an operand of collectives: the ranks of a device get slices of one buffer, or with `shared` one tensor for all of them. */
   allocate(shape: Shape, options?: { dtype?: DType; shared?: boolean } & MeetOptions): Promise<Tensor>
   /** Checks on every rank that the tensor can be an operand. Memory needs nothing more here: any tensor of the device is one. */

@@ -3,24 +3,28 @@ import { afterAll, describe, expect, it } from 'vitest'
 import { AllReduceFusionPattern as P } from '../../runtime/comm/fusion/patterns.ts'
 import { type DType, decode, encode } from '../../runtime/core/dtype.ts'
 import { Tensor } from '../../runtime/core/tensor.ts'
-import type { WebGpuDevice } from '../../runtime/device/webgpu/device.ts'
+import type { Device } from '../../runtime/device/device.ts'
+import { openDevice } from '../../runtime/device/open.ts'
 import { launch } from '../../runtime/scheduler/launch.ts'
 import { testDevice } from '../support/device.ts'
 import { Random, seed } from '../support/random.ts'
 import { expectClose } from '../support/reference-ops.ts'
 
-const devices = [await testDevice(), await testDevice()]
-const [a, b] = devices as [WebGpuDevice, WebGpuDevice]
+const [a, b, cpu] = [await testDevice(), await testDevice(), await openDevice('cpu')]
 afterAll(() => {
-  for (const device of devices) device.dispose()
+  for (const device of [a, b, cpu]) device.dispose()
 })
 const random = new Random(seed())
 const FLOATS: readonly DType[] = ['bfloat16', 'float16', 'float32']
-const GROUPS: readonly (readonly [number, readonly WebGpuDevice[]])[] = [
-  [1, [a]],
-  [2, [a]],
-  [4, [a]],
-  [2, [a, b]],
+const GROUPS: readonly (readonly [number, string, readonly Device[]])[] = [
+  [1, 'webgpu', [a]],
+  [2, 'webgpu', [a]],
+  [4, 'webgpu', [a]],
+  [2, 'two webgpu devices', [a, b]],
+  [1, 'cpu', [cpu]],
+  [3, 'cpu', [cpu]],
+  [2, 'webgpu and cpu', [a, cpu]],
+  [3, 'webgpu, webgpu and cpu', [a, a, cpu]],
 ]
 
 function rounded(values: ArrayLike<number>, dtype: DType): Float32Array {
@@ -38,7 +42,7 @@ function tolerance(dtype: DType, ranks: number): { rel: number; abs: number } {
   return { rel: step, abs: step * 8 * ranks }
 }
 
-describe.each(GROUPS)('%i ranks on %#', (ranks, used) => {
+describe.each(GROUPS)('%i ranks on %s', (ranks, _, used) => {
   it.each(FLOATS)('%s: experts of every token, scaled, and the shared expert', async (dtype) => {
     for (const [tokens, hidden, experts, whole] of [
       [3, 64, 4, true],
@@ -149,8 +153,11 @@ describe.each(GROUPS)('%i ranks on %#', (ranks, used) => {
   })
 })
 
-it('refuses what does not fit together', async () => {
-  await launch({ ranks: 1, devices: [a] }, async ({ comm, device }) => {
+it.each([
+  ['webgpu', a],
+  ['cpu', cpu],
+] as const)('%s refuses what does not fit together', async (_, only) => {
+  await launch({ ranks: 1, devices: [only] }, async ({ comm, device }) => {
     using input = Tensor.zeros([8, 32], { device })
     using residualIn = Tensor.zeros([4, 32], { device })
     using rmsGamma = Tensor.zeros([32], { device })

@@ -1,16 +1,22 @@
 // The quantising patterns: codes and scales bit by bit against float32 arithmetic on the normed rows that the device wrote.
-import { afterAll, describe, expect, it } from 'vitest'
+import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { AllReduceFusionPattern as P } from '../../runtime/comm/fusion/patterns.ts'
 import { fp4ScaleBytes, fp4ScaleOffset, packedScaleOffset, packedScales } from '../../runtime/comm/fusion/scale-layout.ts'
 import { type DType, decode, encode } from '../../runtime/core/dtype.ts'
 import { Tensor } from '../../runtime/core/tensor.ts'
+import type { Device } from '../../runtime/device/device.ts'
+import { openDevice } from '../../runtime/device/open.ts'
 import { launch } from '../../runtime/scheduler/launch.ts'
 import { testDevice } from '../support/device.ts'
 import { Random, seed } from '../support/random.ts'
 import * as reference from '../support/reference-quant.ts'
 
-const device = await testDevice()
-afterAll(() => device.dispose())
+const [gpu, cpu] = [await testDevice(), await openDevice('cpu')]
+afterAll(() => {
+  for (const device of [gpu, cpu]) device.dispose()
+})
+/** What the ranks of the tests at work run on. */
+let device: Device
 const start = seed()
 const random = new Random(start)
 const FLOATS: readonly DType[] = ['bfloat16', 'float16', 'float32']
@@ -122,139 +128,148 @@ async function checkBlocks(rows: Rows, scaleFactor: number, layoutCode: 0 | 1 | 
   same(codes, wanted.codes, n, 2, `fp4 codes ${what}`)
 }
 
-describe.each(FLOATS)('%s', (dtype) => {
-  it('static FP8 of 2^19 random values', async () => {
-    for (const scaleFactor of [0.013, 1]) await checkStatic(normalRows(dtype, 64, 4096, 2), scaleFactor)
+describe.each([
+  ['webgpu', gpu],
+  ['cpu', cpu],
+] as const)('%s', (_, used) => {
+  beforeAll(() => {
+    device = used
   })
 
-  it('dynamic FP8 per token of 2^19 random values', async () => {
-    await checkRows(normalRows(dtype, 128, 4096, 1))
+  describe.each(FLOATS)('%s', (dtype) => {
+    it('static FP8 of 2^19 random values', async () => {
+      for (const scaleFactor of [0.013, 1]) await checkStatic(normalRows(dtype, 64, 4096, 2), scaleFactor)
+    })
+
+    it('dynamic FP8 per token of 2^19 random values', async () => {
+      await checkRows(normalRows(dtype, 128, 4096, 1))
+    })
+
+    it('FP8 in groups of 2^19 random values', async () => {
+      await checkGroups(normalRows(dtype, 64, 4096, 1), 128)
+      await checkGroups(normalRows(dtype, 64, 4096, 2), 16)
+    })
+
+    it('FP4 of 2^19 random values', async () => {
+      for (const scaleFactor of [448 * 6 * 0.1, 1]) await checkBlocks(normalRows(dtype, 64, 4096, 1), scaleFactor, 0)
+    })
+
+    it('tokens 1, 3, 8, 129, hidden sizes, group sizes, layouts, ranks', async () => {
+      for (const [tokens, hidden, group, ranks] of [
+        [1, 16, 16, 1],
+        [3, 48, 48, 2],
+        [8, 1000, 5, 4],
+        [129, 48, 3, 1],
+        [3, 4096, 64, 4],
+        [129, 240, 48, 2],
+        [5, 4000, 5, 1],
+      ] as const) {
+        const rows = normalRows(dtype, tokens, hidden, ranks)
+        await checkStatic(rows, 0.25)
+        await checkRows(rows)
+        await checkGroups(rows, group)
+        if (hidden % 16 === 0) for (const layout of [0, 1, 2] as const) await checkBlocks(rows, 37, layout)
+      }
+    })
   })
 
-  it('FP8 in groups of 2^19 random values', async () => {
-    await checkGroups(normalRows(dtype, 64, 4096, 1), 128)
-    await checkGroups(normalRows(dtype, 64, 4096, 2), 16)
-  })
-
-  it('FP4 of 2^19 random values', async () => {
-    for (const scaleFactor of [448 * 6 * 0.1, 1]) await checkBlocks(normalRows(dtype, 64, 4096, 1), scaleFactor, 0)
-  })
-
-  it('tokens 1, 3, 8, 129, hidden sizes, group sizes, layouts, ranks', async () => {
-    for (const [tokens, hidden, group, ranks] of [
-      [1, 16, 16, 1],
-      [3, 48, 48, 2],
-      [8, 1000, 5, 4],
-      [129, 48, 3, 1],
-      [3, 4096, 64, 4],
-      [129, 240, 48, 2],
-      [5, 4000, 5, 1],
-    ] as const) {
-      const rows = normalRows(dtype, tokens, hidden, ranks)
-      await checkStatic(rows, 0.25)
-      await checkRows(rows)
-      await checkGroups(rows, group)
-      if (hidden % 16 === 0) for (const layout of [0, 1, 2] as const) await checkBlocks(rows, 37, layout)
+  describe.each(['bfloat16', 'float16'] as const)('every %s, NaN and infinities included', (dtype) => {
+    const codes = new Uint16Array(65536).map((_, i) => i)
+    const all = (keep: (value: number) => boolean): Uint8Array => {
+      const values = decode(dtype, new Uint8Array(codes.buffer)) as Float32Array
+      const kept = [...codes].filter((code) => keep(values[code]!))
+      while (kept.length % 16 !== 0) kept.push(0)
+      return new Uint8Array(Uint16Array.from(kept).buffer)
     }
-  })
-})
 
-describe.each(['bfloat16', 'float16'] as const)('every %s, NaN and infinities included', (dtype) => {
-  const codes = new Uint16Array(65536).map((_, i) => i)
-  const all = (keep: (value: number) => boolean): Uint8Array => {
-    const values = decode(dtype, new Uint8Array(codes.buffer)) as Float32Array
-    const kept = [...codes].filter((code) => keep(values[code]!))
-    while (kept.length % 16 !== 0) kept.push(0)
-    return new Uint8Array(Uint16Array.from(kept).buffer)
-  }
-
-  it('static FP8', async () => {
-    for (const scaleFactor of [1, 3, 2 ** -7])
+    it('static FP8', async () => {
+      for (const scaleFactor of [1, 3, 2 ** -7])
+        await checkStatic(
+          gammaRows(
+            dtype,
+            all(() => true),
+            65536,
+          ),
+          scaleFactor,
+        )
       await checkStatic(
         gammaRows(
           dtype,
           all(() => true),
           65536,
+          true,
         ),
-        scaleFactor,
+        1,
       )
-    await checkStatic(
-      gammaRows(
-        dtype,
-        all(() => true),
-        65536,
-        true,
-      ),
-      1,
-    )
+    })
+
+    it('groups and blocks', async () => {
+      const gamma = all(() => true)
+      for (const group of [16, 4]) await checkGroups(gammaRows(dtype, gamma, 65536), group)
+      for (const scaleFactor of [1, 2 ** -6, 2 ** 6]) await checkBlocks(gammaRows(dtype, gamma, 65536), scaleFactor, 2)
+    })
+
+    it('rows: with infinities, with NaN alone, finite', async () => {
+      for (const keep of [
+        () => true,
+        (value: number) => !(Math.abs(value) === Number.POSITIVE_INFINITY),
+        Number.isFinite,
+        (v: number) => Math.abs(v) < 4,
+      ]) {
+        const gamma = all(keep)
+        await checkRows(gammaRows(dtype, gamma, gamma.length / 2))
+      }
+    })
   })
 
-  it('groups and blocks', async () => {
-    const gamma = all(() => true)
-    for (const group of [16, 4]) await checkGroups(gammaRows(dtype, gamma, 65536), group)
-    for (const scaleFactor of [1, 2 ** -6, 2 ** 6]) await checkBlocks(gammaRows(dtype, gamma, 65536), scaleFactor, 2)
-  })
-
-  it('rows: with infinities, with NaN alone, finite', async () => {
-    for (const keep of [
-      () => true,
-      (value: number) => !(Math.abs(value) === Number.POSITIVE_INFINITY),
-      Number.isFinite,
-      (v: number) => Math.abs(v) < 4,
-    ]) {
-      const gamma = all(keep)
-      await checkRows(gammaRows(dtype, gamma, gamma.length / 2))
+  it('values beside the ties of e4m3 and e2m1 in float32', async () => {
+    const values: number[] = []
+    const near = (x: number): void => {
+      const word = new Uint32Array(Float32Array.of(x).buffer)
+      for (const step of [-1, 0, 1]) values.push(new Float32Array(Uint32Array.of(word[0]! + step).buffer)[0]!)
     }
-  })
-})
-
-it('values beside the ties of e4m3 and e2m1 in float32', async () => {
-  const values: number[] = []
-  const near = (x: number): void => {
-    const word = new Uint32Array(Float32Array.of(x).buffer)
-    for (const step of [-1, 0, 1]) values.push(new Float32Array(Uint32Array.of(word[0]! + step).buffer)[0]!)
-  }
-  for (let code = 0; code < 126; code++) {
-    const [a, b] = decode('float8_e4m3fn', Uint8Array.of(code, code + 1)) as Float32Array
-    near((a! + b!) / 2)
-  }
-  for (const tie of [0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5, 6, 464, 448, 480]) near(tie)
-  while (values.length % 16 !== 15) values.push(0)
-  values.push(448)
-  const hidden = values.length
-  for (const sign of [1, -1]) {
-    const rows = gammaRows(
-      'float32',
-      Float32Array.from(values, (v) => v * sign),
-      hidden,
-    )
-    await checkStatic(rows, 1)
-    await checkRows(rows)
-    await checkGroups(rows, hidden)
-    await checkBlocks(
-      gammaRows(
+    for (let code = 0; code < 126; code++) {
+      const [a, b] = decode('float8_e4m3fn', Uint8Array.of(code, code + 1)) as Float32Array
+      near((a! + b!) / 2)
+    }
+    for (const tie of [0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5, 6, 464, 448, 480]) near(tie)
+    while (values.length % 16 !== 15) values.push(0)
+    values.push(448)
+    const hidden = values.length
+    for (const sign of [1, -1]) {
+      const rows = gammaRows(
         'float32',
-        Float32Array.from(values, (v, i) => (i % 16 === 0 ? 6 : v * sign)),
+        Float32Array.from(values, (v) => v * sign),
         hidden,
-      ),
-      1,
-      0,
-    )
-  }
-})
-
-it('row scales are the nearest float32 to absmax / 448, whatever the mantissa', async () => {
-  const rows = normalRows('float32', 4096, 16, 1)
-  await checkRows(rows)
-})
-
-it('scales have a floor: rows and groups of nothing, or nearly', async () => {
-  for (const dtype of FLOATS) {
-    for (const value of [0, 1e-6, 2 ** -9, 2 ** -9 * 1.0078125, 1e-7, 4.5e-8]) {
-      const rows = gammaRows(dtype, new Float32Array(32).fill(value), 32)
+      )
+      await checkStatic(rows, 1)
       await checkRows(rows)
-      await checkGroups(rows, 16)
-      await checkBlocks(rows, 1, 2)
+      await checkGroups(rows, hidden)
+      await checkBlocks(
+        gammaRows(
+          'float32',
+          Float32Array.from(values, (v, i) => (i % 16 === 0 ? 6 : v * sign)),
+          hidden,
+        ),
+        1,
+        0,
+      )
     }
-  }
+  })
+
+  it('row scales are the nearest float32 to absmax / 448, whatever the mantissa', async () => {
+    const rows = normalRows('float32', 4096, 16, 1)
+    await checkRows(rows)
+  })
+
+  it('scales have a floor: rows and groups of nothing, or nearly', async () => {
+    for (const dtype of FLOATS) {
+      for (const value of [0, 1e-6, 2 ** -9, 2 ** -9 * 1.0078125, 1e-7, 4.5e-8]) {
+        const rows = gammaRows(dtype, new Float32Array(32).fill(value), 32)
+        await checkRows(rows)
+        await checkGroups(rows, 16)
+        await checkBlocks(rows, 1, 2)
+      }
+    }
+  })
 })

@@ -2,19 +2,23 @@
 import { afterAll, describe, expect, it } from 'vitest'
 import type { AllReduceFusion, FusionResult } from '../../runtime/comm/fusion/options.ts'
 import { AllReduceFusionPattern as P } from '../../runtime/comm/fusion/patterns.ts'
-import { createAllReduceFusionWorkspace } from '../../runtime/comm/webgpu/fusion-workspace.ts'
+import { createAllReduceFusionWorkspace } from '../../runtime/comm/fusion/workspace.ts'
 import { type DType, decode, encode } from '../../runtime/core/dtype.ts'
 import { Tensor } from '../../runtime/core/tensor.ts'
-import type { WebGpuDevice } from '../../runtime/device/webgpu/device.ts'
+import { CpuDevice } from '../../runtime/device/cpu/device.ts'
+import type { Device } from '../../runtime/device/device.ts'
+import { openDevice } from '../../runtime/device/open.ts'
 import { launch, type RankContext } from '../../runtime/scheduler/launch.ts'
 import { testDevice } from '../support/device.ts'
 import { Random, seed } from '../support/random.ts'
 import { allReduceResidualBiasRmsNorm, expectClose } from '../support/reference-ops.ts'
 
-const devices = [await testDevice(), await testDevice()]
-const [a, b] = devices as [WebGpuDevice, WebGpuDevice]
+const [a, b] = [await testDevice(), await testDevice()]
+const cpu = (await openDevice('cpu')) as CpuDevice
+const loops = CpuDevice.open(null)
+const live = (): number => a.gpu.pool.liveBuffers + b.gpu.pool.liveBuffers + cpu.memory.liveBlocks + loops.memory.liveBlocks
 afterAll(() => {
-  for (const device of devices) device.dispose()
+  for (const device of [a, b, cpu, loops]) device.dispose()
 })
 const random = new Random(seed())
 const FLOATS: readonly DType[] = ['bfloat16', 'float16', 'float32']
@@ -27,12 +31,17 @@ function rounded(values: ArrayLike<number>, dtype: DType): Float32Array {
   return decode(dtype, encode(dtype, values)) as Float32Array
 }
 
-const GROUPS: readonly (readonly [string, number, readonly WebGpuDevice[]])[] = [
+const GROUPS: readonly (readonly [string, number, readonly Device[]])[] = [
   ['1 rank', 1, [a]],
   ['2 ranks of a device', 2, [a]],
   ['4 ranks of a device', 4, [a]],
   ['2 ranks, 2 devices', 2, [a, b]],
   ['4 ranks, 2 devices', 4, [a, b]],
+  ['1 cpu rank', 1, [cpu]],
+  ['2 cpu ranks', 2, [cpu]],
+  ['3 cpu ranks without the addon', 3, [loops]],
+  ['webgpu and cpu', 2, [a, cpu]],
+  ['two on webgpu, one on cpu', 3, [a, a, cpu]],
 ]
 
 describe.each(GROUPS)('%s', (_, ranks, used) => {
@@ -130,13 +139,12 @@ describe.each(GROUPS)('%s', (_, ranks, used) => {
 
   it('uses the memory of its workspace again, whatever the number of tokens', async () => {
     const [most, hidden] = [40, 64]
-    const live = (): number => a.gpu.pool.liveBuffers + b.gpu.pool.liveBuffers
     const counts = new Set<number>()
     const before = live()
     await launch({ ranks, devices: used }, async ({ comm, device, rank }) => {
       const workspace = await createAllReduceFusionWorkspace({ comm, maxTokenNum: most, hiddenDim: hidden, dtype: 'bfloat16' })
       const { metadata } = workspace
-      expect([workspace.backend, metadata.tpRank, metadata.tpSize, metadata.useFp32Lamport]).toEqual(['webgpu', rank, ranks, false])
+      expect([workspace.backend, metadata.tpRank, metadata.tpSize, metadata.useFp32Lamport]).toEqual([device.kind, rank, ranks, false])
       using rmsGamma = Tensor.full([hidden], 1, { dtype: 'bfloat16', device })
       using residuals = Tensor.zeros([most, hidden], { dtype: 'bfloat16', device })
       for (const tokens of [7, 40, 1, 13, 40, 39]) {
@@ -171,12 +179,19 @@ describe.each(GROUPS)('%s', (_, ranks, used) => {
   })
 })
 
-it('weightBias, eps and the norm before the residual, against float64', async () => {
+/** A device of each kind for two ranks. */
+const TWO: readonly (readonly [string, readonly Device[]])[] = [
+  ['webgpu', [a]],
+  ['cpu', [cpu]],
+  ['webgpu and cpu', [a, cpu]],
+]
+
+it.each(TWO)('weightBias, eps and the norm before the residual, against float64: %s', async (_, used) => {
   const shape = { t: 9, h: 1000, eps: 1e-3, zeroCentered: true }
   const x = [random.floats(9000), random.floats(9000)]
   const [residual, gamma] = [random.floats(9000), random.floats(1000)]
   const wanted = allReduceResidualBiasRmsNorm({ ranks: x, residual, bias: undefined, gamma }, shape)
-  await launch({ ranks: 2, devices: [a] }, async ({ comm, device, rank }) => {
+  await launch({ ranks: 2, devices: used }, async ({ comm, device, rank }) => {
     using input = Tensor.from(x[rank]!, { shape: [9, 1000], device })
     using residualIn = Tensor.from(residual, { shape: [9, 1000], device })
     using rmsGamma = Tensor.from(gamma, { device })
@@ -199,15 +214,11 @@ it('weightBias, eps and the norm before the residual, against float64', async ()
   })
 })
 
-it('useOneshot changes no bit, on one device or two', async () => {
+const WAYS: readonly (readonly [string, readonly Device[]])[] = [...TWO, ['two on webgpu', [a, b]]]
+
+it.each(WAYS)('useOneshot changes no bit: %s', async (_, used) => {
   const [x, stream] = [random.floats(4 * 512), random.floats(4 * 512)]
-  const run = (
-    used: readonly WebGpuDevice[],
-    pattern: number,
-    dtype: DType,
-    useOneshot: boolean | 'auto',
-    fp32Acc = true,
-  ): Promise<string[]> =>
+  const run = (used: readonly Device[], pattern: number, dtype: DType, useOneshot: boolean | 'auto', fp32Acc = true): Promise<string[]> =>
     launch({ ranks: 4, devices: used }, async ({ rank, comm, device }) => {
       const make = (data: Float32Array, shape: number[]): Tensor => Tensor.from(data, { shape, dtype, device })
       const residualIn = make(stream, [4, 512])
@@ -230,25 +241,27 @@ it('useOneshot changes no bit, on one device or two', async () => {
     })
   for (const dtype of ['float32', 'bfloat16'] as const) {
     for (const pattern of [0, 1, 4, 5, 9, 11]) {
-      for (const used of [[a], [a, b]]) {
-        const results = await Promise.all([
-          run(used, pattern, dtype, 'auto'),
-          run(used, pattern, dtype, true),
-          run(used, pattern, dtype, false),
-        ])
-        expect(new Set(results.flat()).size, `pattern ${pattern}, ${dtype}, ${used.length} devices`).toBe(1)
-      }
+      const results = await Promise.all([
+        run(used, pattern, dtype, 'auto'),
+        run(used, pattern, dtype, true),
+        run(used, pattern, dtype, false),
+      ])
+      expect(new Set(results.flat()).size, `pattern ${pattern}, ${dtype}`).toBe(1)
     }
   }
-  await expect(run([a, b], 1, 'bfloat16', false, false)).rejects.toMatchObject({
+  if (used.length === 1) return
+  await expect(run(used, 1, 'bfloat16', false, false)).rejects.toMatchObject({
     code: 'ERR_ARGUMENT',
     message: expect.stringContaining('fp32Acc'),
   })
 })
 
-describe('refuses', () => {
+describe.each([
+  ['webgpu', a],
+  ['cpu', cpu],
+] as const)('%s refuses', (_, only) => {
   const refusal = (change: (args: AllReduceFusion, context: RankContext) => object): Promise<unknown> =>
-    launch({ ranks: 1, devices: [a] }, async (context) => {
+    launch({ ranks: 1, devices: [only] }, async (context) => {
       const { comm, device } = context
       const input = Tensor.zeros([2, 32], { device })
       const args: AllReduceFusion = { input, residualIn: input, rmsGamma: Tensor.zeros([32], { device }), pattern: 1 }
@@ -290,14 +303,14 @@ describe('refuses', () => {
   })
 
   it('a workspace with every problem of its sizes', async () => {
-    await launch({ ranks: 1, devices: [a] }, async ({ comm }) => {
+    await launch({ ranks: 1, devices: [only] }, async ({ comm }) => {
       const made = createAllReduceFusionWorkspace({ comm, maxTokenNum: 0, hiddenDim: 30, dtype: 'int32' })
       await expect(made).rejects.toThrow(/maxTokenNum.*hiddenDim.*dtype/)
     })
   })
 
   it('ranks that differ', async () => {
-    const differ = launch({ ranks: 2, devices: [a] }, async ({ comm, device, rank }) => {
+    const differ = launch({ ranks: 2, devices: [only] }, async ({ comm, device, rank }) => {
       using input = Tensor.zeros([2, 32], { device })
       await comm.allReduceFusion({ input, pattern: P.kAllReduce, fp32Acc: rank === 0 })
     })

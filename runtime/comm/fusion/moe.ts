@@ -1,8 +1,8 @@
 // The arguments of the fused all-reduces that end a mixture-of-experts layer.
 import { invalidArgument } from '../../core/errors.ts'
 import type { Tensor } from '../../core/tensor.ts'
-import type { AllReduceFusionWorkspace } from '../webgpu/fusion-workspace.ts'
 import type { FusionNorm, FusionOutputs } from './options.ts'
+import type { AllReduceFusionWorkspace } from './workspace.ts'
 
 export type { FusionResult } from './options.ts'
 

@@ -1,9 +1,9 @@
 // The arguments of the fused all-reduces and the checks that need no device: every problem is found before one error tells them all.
 import { ArgumentError, describe, ShapeError } from '../../core/errors.ts'
 import type { Tensor } from '../../core/tensor.ts'
-import type { AllReduceFusionWorkspace } from '../webgpu/fusion-workspace.ts'
 import { type AllReduceFusionPattern, type PatternTraits, QUANT } from './patterns.ts'
 import { FP4_BLOCK, isScaleLayout, type QuantizationSFLayout } from './scale-layout.ts'
+import type { AllReduceFusionWorkspace } from './workspace.ts'
 
 /** Where results go; what is absent is taken from the workspace, or allocated. T tokens of H elements of the residual's dtype. */
 export interface FusionOutputs {

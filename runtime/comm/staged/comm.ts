@@ -23,13 +23,17 @@ import type {
   TreeCut,
   TuneReport,
 } from '../device-comm.ts'
+import { allReduceFusion, type FusionEngine, moeAllReduceFusion, moeFinalizeAllReduceFusion } from '../fusion/calls.ts'
+import type { MoeAllReduceFusion, MoeFinalizeAllReduceFusion } from '../fusion/moe.ts'
+import type { AllReduceFusion, FusionResult } from '../fusion/options.ts'
 import { type GroupHost, LocalHostComm } from '../host.ts'
 import { GroupMember } from '../member.ts'
 import type { MeetOptions, Rendezvous } from '../rendezvous.ts'
 import { debug } from '../webgpu/choose.ts'
 import type { Wire } from '../wire.ts'
 import { allGather2D, allToAll, scatter } from './deal.ts'
-import { type FarDevice, StagedGroup, type Staging } from './group.ts'
+import { fusionEngine } from './fusion.ts'
+import { type FarDevice, type Operand, StagedGroup, type Staging } from './group.ts'
 import { type Common, type Member, operandOf } from './member.ts'
 import { allGather, allGatherV, broadcast, broadcastInto, gather } from './move.ts'
 import { recv, send } from './point.ts'
@@ -42,10 +46,12 @@ export class StagedComm implements DeviceComm {
   readonly deviceRank: number
   readonly deviceSize: number
   readonly member: Member
+  readonly #fusion: FusionEngine<Staging, Operand>
 
   /** `common` as `commonOf` gives it. */
   constructor(host: GroupHost, device: Device, common: Common) {
     this.member = new GroupMember(host, device, common, operandOf(host.rank))
+    this.#fusion = fusionEngine(common.group)
     this.rank = host.rank
     this.size = host.size
     const { ranks } = common.group.home(host.rank)
@@ -91,6 +97,18 @@ export class StagedComm implements DeviceComm {
 
   allReduceResidualBiasRMSNormEx(args: FusedNormEx<DeviceComm>, options?: MeetOptions): Promise<Tensor> {
     return allReduceResidualBiasRMSNormEx(this.member, args as FusedNormEx<StagedComm>, options)
+  }
+
+  allReduceFusion(args: AllReduceFusion, options?: MeetOptions): Promise<FusionResult> {
+    return allReduceFusion(this.member, this.#fusion, args, options)
+  }
+
+  moeAllReduceFusion(args: MoeAllReduceFusion, options?: MeetOptions): Promise<FusionResult> {
+    return moeAllReduceFusion(this.member, this.#fusion, args, options)
+  }
+
+  moeFinalizeAllReduceFusion(args: MoeFinalizeAllReduceFusion, options?: MeetOptions): Promise<FusionResult> {
+    return moeFinalizeAllReduceFusion(this.member, this.#fusion, args, options)
   }
 
   allGather(x: Tensor, options?: { dim?: number } & MeetOptions): Promise<Tensor> {

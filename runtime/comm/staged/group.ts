@@ -3,11 +3,15 @@ import type { DType } from '../../core/dtype.ts'
 import type { Shape } from '../../core/shape.ts'
 import type { Storage } from '../../core/storage.ts'
 import { Tensor } from '../../core/tensor.ts'
+import { CpuDevice } from '../../device/cpu/device.ts'
+import { cpuStorage } from '../../device/cpu/memory.ts'
 import type { Device } from '../../device/device.ts'
+import { WebGpuDevice } from '../../device/webgpu/device.ts'
 import { memoryOf, shareStorage } from '../checks.ts'
 import { exchangeParts, type Link } from '../link.ts'
 import type { MeetOptions } from '../rendezvous.ts'
 import type { Turns } from '../turns.ts'
+import { type Cluster, clusterOf } from '../webgpu/clusters.ts'
 
 /** A rank's device in another thread, process or machine, as this one knows it. */
 export interface FarDevice {
@@ -58,6 +62,11 @@ export class StagedGroup implements Turns<Staging> {
     this.lead = this.here.find((rank) => this.device(rank).kind === 'cpu') ?? (this.here[0] as number)
   }
 
+  /** Whether other threads, processes or machines have a part in it. */
+  get apart(): boolean {
+    return this.#link !== null
+  }
+
   run<R>(call: string, { timeoutMs }: MeetOptions, action: (staging: Staging) => Promise<R>): Promise<R> {
     const result = this.#last.then(() => Staging.run(this, this.#link, call, timeoutMs, action))
     this.#last = result.then(
@@ -70,6 +79,18 @@ export class StagedGroup implements Turns<Staging> {
   /** The device of a rank that is here. */
   device(rank: number): Device {
     return this.#devices[rank] as Device
+  }
+
+  /** The GPU of a site that is here, for kernels over all its ranks; null for a site of another kind. */
+  cluster({ ranks }: Site): Cluster | null {
+    const views = ranks.map((rank) => this.#devices[rank]).filter((device) => device instanceof WebGpuDevice)
+    const [first] = views
+    if (!first) return null
+    return clusterOf(
+      first.gpu,
+      ranks,
+      views.map(({ lane }) => lane),
+    )
   }
 
   /** The device of a rank. */
@@ -114,16 +135,20 @@ export class Staging {
     return this.share(sources, await this.own(sources.filter(({ rank }) => this.#group.here.includes(rank))))
   }
 
-  /** The bytes of sources that are here; all devices are asked at the same time. */
+  /**
+   * The bytes of sources that are here; all devices are asked at the same time. Those of a CPU rank are where they lie: not to be written, nor
+   * to be used after the collective.
+   */
   async own(sources: readonly Source[]): Promise<Uint8Array[]> {
-    const read = sources.map(async ({ rank, buffer, offset, byteLength }) =>
-      byteLength === 0 ? new Uint8Array(0) : this.#group.device(rank).read(buffer, offset, byteLength),
-    )
-    const outcomes = await Promise.allSettled(read)
-    return outcomes.map((outcome) => {
-      if (outcome.status === 'rejected') throw outcome.reason
-      return outcome.value
-    })
+    const read = async ({ rank, buffer, offset, byteLength }: Source): Promise<Uint8Array> => {
+      const device = this.#group.device(rank)
+      if (byteLength === 0) return new Uint8Array(0)
+      if (!(device instanceof CpuDevice)) return device.read(buffer, offset, byteLength)
+      await device.sync()
+      const { block } = cpuStorage(device.memory, buffer)
+      return block.idle ? block.bytes.subarray(offset, offset + byteLength) : device.read(buffer, offset, byteLength)
+    }
+    return settled(sources.map(read))
   }
 
   /** Every rank's bytes for every rank: `own` are those of the ranks that are here, in the order of `parts`, whose lengths all ranks know. */
@@ -147,15 +172,30 @@ export class Staging {
     }
   }
 
-  /** A result that belongs to one rank. */
-  result(rank: number, shape: Shape, dtype: DType, bytes: Uint8Array): Tensor {
-    const tensor = Tensor.fromBytes(bytes, shape, dtype, this.#group.device(rank))
+  /** A result that belongs to one rank: in memory of its own, or in some that was made for it. */
+  result(rank: number, shape: Shape, dtype: DType, bytes: Uint8Array, storage: Storage | null = null): Tensor {
+    const device = this.#group.device(rank)
+    storage?.retain()
+    const tensor = storage ? new Tensor(device, storage, shape, dtype) : Tensor.fromBytes(bytes, shape, dtype, device)
     this.#results.push(tensor)
+    if (storage) {
+      shareStorage(storage, false)
+      device.write(storage, 0, bytes)
+    }
     return tensor
   }
 
-  /** The result of all ranks: stored once on each device, read-only; of a rank that brought a target, there. By rank. */
-  spread(shape: Shape, dtype: DType, bytes: Uint8Array, targets: readonly (Target | undefined)[] = []): Tensor[] {
+  /**
+   * The result of all ranks: stored once on each device, read-only, in memory that `place` has for it there, or new; of a rank that brought a
+   * target, there. By rank.
+   */
+  spread(
+    shape: Shape,
+    dtype: DType,
+    bytes: Uint8Array,
+    targets: readonly (Target | undefined)[] = [],
+    place: (rank: number) => Storage | null = () => null,
+  ): Tensor[] {
     const results: Tensor[] = []
     this.writeEach(
       targets.flatMap((target) => target?.operand ?? []),
@@ -170,7 +210,7 @@ export class Staging {
         } else if (first) {
           results[rank] = this.#handle(first, rank)
         } else {
-          first = this.result(rank, shape, dtype, bytes)
+          first = this.result(rank, shape, dtype, bytes, place(rank))
           results[rank] = first
         }
       }
@@ -202,6 +242,14 @@ export class Staging {
     this.#results.push(tensor)
     return tensor
   }
+}
+
+/** As Promise.all, once all have ended: what they read stays in use till then. */
+export async function settled<T>(work: readonly Promise<T>[]): Promise<T[]> {
+  return (await Promise.allSettled(work)).map((outcome) => {
+    if (outcome.status === 'rejected') throw outcome.reason
+    return outcome.value
+  })
 }
 
 function isHere(device: Device | FarDevice): device is Device {

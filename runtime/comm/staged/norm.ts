@@ -1,6 +1,6 @@
 // The end of the fused all-reduce on the host: residual, bias and RMSNorm of rows, in float32 and in one order, for every kind of device.
 import type { DType } from '../../core/dtype.ts'
-import { bytesOf, numbersIn } from './numbers.ts'
+import { bytesOf, type Numbers, numbersIn } from './numbers.ts'
 
 /** Squares are summed in this many lanes, which are then added in halves: a row's bits depend on the row alone. */
 const LANES = 64
@@ -30,13 +30,17 @@ export function normed({ sum, residual, weight, bias, dtype, n, eps, zeroCentere
   for (let i = 0; i < total.length; i++) total[i] = (before[i] as number) + (sum[i] as number)
   if (added) for (let i = 0; i < total.length; i++) total[i] = (total[i] as number) + (added[i % n] as number)
   const stored = bytesOf(dtype, total)
-  const s = numbersIn(dtype, stored) as Float32Array
-  const out = new Float32Array(s.length)
-  for (let row = 0; row < s.length; row += n) {
-    const scale = scaleOf(s.subarray(row, row + n), eps)
-    for (let i = 0; i < n; i++) out[row + i] = Math.fround((s[row + i] as number) * scale) * (gamma[i] as number)
+  return { residual: stored, out: bytesOf(dtype, scaledRows(numbersIn(dtype, stored) as Float32Array, gamma, n, eps)) }
+}
+
+/** Rows of n elements, each divided by the root of its mean square and multiplied by gamma. */
+export function scaledRows(rows: Float32Array, gamma: Numbers, n: number, eps: number): Float32Array {
+  const out = new Float32Array(rows.length)
+  for (let row = 0; row < rows.length; row += n) {
+    const scale = scaleOf(rows.subarray(row, row + n), eps)
+    for (let i = 0; i < n; i++) out[row + i] = Math.fround((rows[row + i] as number) * scale) * (gamma[i] as number)
   }
-  return { residual: stored, out: bytesOf(dtype, out) }
+  return out
 }
 
 /** 1 / sqrt(mean of squares + eps) */

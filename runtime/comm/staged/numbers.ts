@@ -3,7 +3,6 @@ import { type DType, decode, encode } from '../../core/dtype.ts'
 import { mergesOf, NO_NODE, type Span, slotsOf } from '../../core/tree.ts'
 import type { ReduceOp } from '../device-comm.ts'
 import { floatsIn, sumFloats } from '../float-sum.ts'
-import type { Site } from './group.ts'
 
 /** Floats of any width as float32, integers as themselves. */
 export type Numbers = Float32Array | Int32Array | Uint32Array
@@ -19,22 +18,10 @@ export function bytesOf(dtype: DType, numbers: Numbers): Uint8Array {
 }
 
 /**
- * All ranks' operands as one: ranks ascending on each device, devices by their lowest rank, every step rounded to float32 and nothing else.
- * Integers wrap; a NaN makes min and max NaN; avg is the sum divided by the number of ranks, in float32.
+ * Partials as one, in their order, every step rounded to float32 and nothing else. Integers wrap; a NaN makes min and max NaN; avg is the sum,
+ * for `averaged` to divide. One partial alone is its own total, not a copy.
  */
-export function combined(operands: readonly Uint8Array[], dtype: DType, op: ReduceOp, sites: readonly Site[]): Numbers {
-  const parts = operands.map((bytes) => numbersIn(dtype, bytes))
-  const partials = sites.map(({ ranks }) =>
-    fold(
-      ranks.map((rank) => parts[rank] as Numbers),
-      op,
-    ),
-  )
-  const total = fold(partials, op)
-  return op === 'avg' ? total.map((value) => value / operands.length) : total
-}
-
-function fold(parts: readonly Numbers[], op: ReduceOp): Numbers {
+export function fold(parts: readonly Numbers[], op: ReduceOp): Numbers {
   const [first, ...others] = parts as [Numbers, ...Numbers[]]
   if (others.length === 0) return first
   if (first instanceof Float32Array && (op === 'sum' || op === 'avg')) return sumFloats(parts as readonly Float32Array[])

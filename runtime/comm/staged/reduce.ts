@@ -2,6 +2,7 @@
 import { ArgumentError, checkInteger, invalidArgument } from '../../core/errors.ts'
 import { checkShape, resolveDim, type Shape, sizeOf } from '../../core/shape.ts'
 import type { Tensor } from '../../core/tensor.ts'
+import { nodesOf, type Span } from '../../core/tree.ts'
 import { ALGORITHMS, type AlgorithmName } from '../algorithms.ts'
 import {
   checkApart,
@@ -21,7 +22,8 @@ import type { MeetOptions } from '../rendezvous.ts'
 import type { Operand, Staging, Target } from './group.ts'
 import { type Hold, held, type Member } from './member.ts'
 import { normed } from './norm.ts'
-import { bytesOf, combined, joined } from './numbers.ts'
+import { bytesOf, joined } from './numbers.ts'
+import { reduced } from './partials.ts'
 import { slab } from './pieces.ts'
 
 export async function allReduce(
@@ -42,16 +44,11 @@ export async function allReduce(
     return { x: hold(x, 'r'), out: out && { tensor: out, operand: hold(out, 'w') } }
   }
   const result = await member.run(call, prepare, options, async (payloads, staging) => {
-    const bytes = await reduced(
-      member,
-      staging,
-      payloads.map((p) => p.x),
-      op,
-    )
+    const operands = payloads.map((p) => p.x)
     return staging.spread(
       x.shape,
       x.dtype,
-      bytes,
+      bytesOf(x.dtype, await reduced(member.group, staging, operands, op)),
       payloads.map((p) => p.out),
     )
   })
@@ -71,10 +68,9 @@ export async function reduce(
   if (member.size === 1) return member.bypass(x, check)
   const call = `reduce(${op}, ${describeTensor(x)}, dst ${dst})`
   const result = await member.run<Operand, Tensor | null>(call, held(x, check), options, async (operands, staging) => {
-    const parts = await staging.all(operands)
+    const total = await reduced(member.group, staging, operands, op)
     if (!member.group.here.includes(dst)) return operands.map(() => null)
-    const bytes = bytesOf(x.dtype, combined(parts, x.dtype, op, member.group.sites))
-    const whole = staging.result(dst, x.shape, x.dtype, bytes)
+    const whole = staging.result(dst, x.shape, x.dtype, bytesOf(x.dtype, total))
     return operands.map((_, rank) => (rank === dst ? whole : null))
   })
   return member.counted(x, result)
@@ -124,8 +120,7 @@ export async function allReduceTree(
   }
   const call = `allReduceTree(${describeTensor(x)}, ${describeShape(shape)}${describeTree(tree)})`
   const result = await member.run(call, held(x, check), options, async (operands, staging) => {
-    const sum = joined(await staging.all(operands), sizeOf(shape), tree.spans)
-    return staging.spread(shape, 'float32', bytesOf('float32', sum))
+    return staging.spread(shape, 'float32', bytesOf('float32', await joinedTree(staging, operands, sizeOf(shape), tree)))
   })
   return member.counted(x, result)
 }
@@ -154,11 +149,13 @@ export async function allReduceResidualBiasRMSNorm(member: Member, args: FusedNo
   const result = await member.run(call, prepare, options, async (payloads, staging) => {
     const { dtype } = residual
     const lead = payloads[member.group.lead] as FusedOperands
-    const [parts, [before, gamma, added = null]] = await Promise.all([
-      staging.all(payloads.map((p) => p.x)),
+    const operands = payloads.map((p) => p.x)
+    const [sum, [before, gamma, added = null]] = await Promise.all([
+      tree
+        ? joinedTree(staging, operands, residual.size, tree)
+        : (reduced(member.group, staging, operands, 'sum') as Promise<Float32Array>),
       staging.own([lead.residual, lead.weight, ...(lead.bias ? [lead.bias] : [])]) as Promise<[Uint8Array, Uint8Array, Uint8Array?]>,
     ])
-    const sum = tree ? joined(parts, residual.size, tree.spans) : (combined(parts, x.dtype, 'sum', member.group.sites) as Float32Array)
     const n = residual.shape.at(-1) as number
     const rows = normed({ sum, residual: before, weight: gamma, bias: added, dtype, n, eps, zeroCentered })
     staging.writeEach(
@@ -176,9 +173,10 @@ export async function allReduceResidualBiasRMSNorm(member: Member, args: FusedNo
   return member.counted(x, result)
 }
 
-async function reduced({ group }: Member, staging: Staging, operands: readonly Operand[], op: ReduceOp): Promise<Uint8Array> {
-  const [{ dtype }] = operands as [Operand]
-  return bytesOf(dtype, combined(await staging.all(operands), dtype, op, group.sites))
+/** The sum in the order of the tree, of which each rank sends the subtrees it holds: none where it holds no block. */
+async function joinedTree(staging: Staging, operands: readonly Operand[], count: number, { spans }: TreeCut): Promise<Float32Array> {
+  const held = operands.map((operand, rank) => ({ ...operand, byteLength: 4 * count * nodesOf(spans[rank] as Span).length }))
+  return joined(await staging.all(held), count, spans)
 }
 
 /** The reduction, cut along dim into the ranks' parts. */
@@ -190,7 +188,7 @@ async function scattered(
   { dim, op, options, lengths }: { dim: number; op: ReduceOp; options: MeetOptions; lengths: () => readonly number[] },
 ): Promise<Tensor> {
   const result = await member.run(call, held(x, check), options, async (operands, staging) => {
-    const bytes = await reduced(member, staging, operands, op)
+    const bytes = bytesOf(x.dtype, await reduced(member.group, staging, operands, op))
     const at = resolveDim(dim, x.shape.length)
     const results: Tensor[] = []
     let start = 0

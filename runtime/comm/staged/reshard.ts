@@ -9,7 +9,7 @@ import { checkGroups, checkReshard, type NamedGroups, type Subgroup } from '../r
 import type { Operand, Source, Staging } from './group.ts'
 import type { Hold, Member } from './member.ts'
 import { normed } from './norm.ts'
-import { combined } from './numbers.ts'
+import { fold, numbersIn } from './numbers.ts'
 
 interface Operands extends NamedGroups {
   hidden: Operand
@@ -88,9 +88,10 @@ async function normOwned(
     const rows = part(residual, local, byteLength)
     const [before, gamma, added = null] = await staging.own([rows, weight, ...(bias ? [bias] : [])])
     const { dtype } = hidden
-    // Every sender is a device of its own here: partial rows are added in the order of group0.
-    const sites = ranks.map((_, k) => ({ ranks: [k], adapter: '' }))
-    const sum = combined(parts, dtype, 'sum', sites) as Float32Array
+    const sum = fold(
+      parts.map((bytes) => numbersIn(dtype, bytes)),
+      'sum',
+    ) as Float32Array
     const done = normed({ sum, residual: before as Uint8Array, weight: gamma as Uint8Array, bias: added, dtype, ...dims })
     staging.write(rows, done.residual)
     own.push(done.out)

@@ -1,25 +1,9 @@
-// Which algorithm a reduction takes: the pure choice of algorithms.ts for this group, what a caller insists on, and a line that says why.
+// Which algorithm a reduction takes: the pure choice of algorithms.ts for this group, and a line that says why.
 import { platform } from '#platform'
-import { ArgumentError, invalidArgument } from '../../core/errors.ts'
-import type { Tensor } from '../../core/tensor.ts'
-import { ALGORITHMS, type AlgorithmName, chooseAlgorithm, type ReductionCall } from '../algorithms.ts'
+import { type AlgorithmName, chooseAlgorithm, type ReductionCall } from '../algorithms.ts'
 import type { Wire } from '../wire.ts'
 import type { WebGpuGroup } from './group.ts'
 import type { Member } from './member.ts'
-
-export function reductionCall({ group }: Member, collective: ReductionCall['collective'], x: Tensor, pieces: number): ReductionCall {
-  const ranksPerDevice = group.sites.map(({ ranks }) => ranks.length)
-  return { collective, count: x.size, dtype: x.dtype, pieces, ranksPerDevice }
-}
-
-/** @throws ERR_ARGUMENT where the algorithm a caller insists on is none, or cannot run this call. */
-export function checkAlgorithm(name: AlgorithmName | undefined, call: ReductionCall): void {
-  if (name === undefined) return
-  const algorithm = ALGORITHMS.find((candidate) => candidate.name === name)
-  if (!algorithm) throw invalidArgument('algorithm', ALGORITHMS.map((candidate) => candidate.name).join(', '), name)
-  const reason = algorithm.refuses(call)
-  if (reason !== null) throw new ArgumentError(`Algorithm ${name} cannot run ${call.collective} here: ${reason}; leave the choice open`)
-}
 
 /** The algorithm for a call, the same on every rank. With RANKMESH_DEBUG=comm each choice is a line on standard error. */
 export function algorithmFor(member: Member, call: ReductionCall, wanted?: AlgorithmName): AlgorithmName {

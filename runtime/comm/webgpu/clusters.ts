@@ -62,14 +62,16 @@ export function sitesOf(devices: readonly (WebGpuDevice | FarDevice)[]): Site[] 
   })
   return [...byMemory].map(([memory, ranks]): Site | Cluster => {
     if (!('recorder' in memory)) return { ranks, adapter: memory.adapter }
-    return {
+    return clusterOf(
+      memory,
       ranks,
-      adapter: memory.info.adapter,
-      gpu: memory,
-      lanes: ranks.map((rank) => (devices[rank] as WebGpuDevice).lane),
-      sink: { gpu: memory, record: (command) => memory.recorder.push(single(command)) },
-    }
+      ranks.map((rank) => (devices[rank] as WebGpuDevice).lane),
+    )
   })
+}
+
+export function clusterOf(gpu: Gpu, ranks: readonly number[], lanes: readonly number[]): Cluster {
+  return { ranks, adapter: gpu.info.adapter, gpu, lanes, sink: { gpu, record: (command) => gpu.recorder.push(single(command)) } }
 }
 
 export function isHere(site: Site): site is Cluster {

@@ -6,7 +6,7 @@ import { ArgumentError, RankFailedError } from '../../core/errors.ts'
 import { checkShape, type Shape, sizeOf } from '../../core/shape.ts'
 import type { Tensor } from '../../core/tensor.ts'
 import type { WebGpuDevice } from '../../device/webgpu/device.ts'
-import { operand } from '../../device/webgpu/launch.ts'
+import { type Operand, operand } from '../../device/webgpu/launch.ts'
 import type { GpuStorage } from '../../device/webgpu/pool.ts'
 import { LocalChannels, WireChannels } from '../channels.ts'
 import { checkHere, describeShape, describeTensor } from '../checks.ts'
@@ -24,12 +24,16 @@ import type {
   TreeCut,
   TuneReport,
 } from '../device-comm.ts'
+import { allReduceFusion, type FusionEngine, moeAllReduceFusion, moeFinalizeAllReduceFusion } from '../fusion/calls.ts'
+import type { MoeAllReduceFusion, MoeFinalizeAllReduceFusion } from '../fusion/moe.ts'
+import type { AllReduceFusion, FusionResult } from '../fusion/options.ts'
 import { type GroupHost, LocalHostComm } from '../host.ts'
 import { GroupMember } from '../member.ts'
 import type { MeetOptions } from '../rendezvous.ts'
 import type { Wire } from '../wire.ts'
 import { debug, describeGroup } from './choose.ts'
 import type { FarDevice } from './clusters.ts'
+import { fusionEngine } from './fusion.ts'
 import { allGather, broadcast, broadcastInto, gather } from './gather.ts'
 import { WebGpuGroup } from './group.ts'
 import type { Common, Member } from './member.ts'
@@ -49,10 +53,12 @@ export class WebGpuComm implements DeviceComm {
   readonly deviceSize: number
   /** What operations built beside this class need. */
   readonly member: Member
+  readonly #fusion: FusionEngine<Scope, Operand>
 
   /** `common` as `commonOf` gives it. */
   constructor(host: GroupHost, device: WebGpuDevice, common: Common) {
     this.member = new GroupMember(host, device, common, (tensor, use) => operand(device.gpu, tensor, use))
+    this.#fusion = fusionEngine(this.member)
     this.rank = host.rank
     this.size = host.size
     const { ranks } = common.group.home(host.rank)
@@ -98,6 +104,18 @@ export class WebGpuComm implements DeviceComm {
 
   allReduceResidualBiasRMSNormEx(args: FusedNormEx<DeviceComm>, options?: MeetOptions): Promise<Tensor> {
     return allReduceResidualBiasRMSNormEx(this.member, args as FusedNormEx<WebGpuComm>, options)
+  }
+
+  allReduceFusion(args: AllReduceFusion, options?: MeetOptions): Promise<FusionResult> {
+    return allReduceFusion(this.member, this.#fusion, args, options)
+  }
+
+  moeAllReduceFusion(args: MoeAllReduceFusion, options?: MeetOptions): Promise<FusionResult> {
+    return moeAllReduceFusion(this.member, this.#fusion, args, options)
+  }
+
+  moeFinalizeAllReduceFusion(args: MoeFinalizeAllReduceFusion, options?: MeetOptions): Promise<FusionResult> {
+    return moeFinalizeAllReduceFusion(this.member, this.#fusion, args, options)
   }
 
   allGather(x: Tensor, options?: { dim?: number } & MeetOptions): Promise<Tensor> {

@@ -3,6 +3,7 @@ import { dtypeSize } from '../../core/dtype.ts'
 import type { Range } from '../../device/webgpu/commands.ts'
 import type { Variant } from '../../device/webgpu/kernel.ts'
 import {
+  castRange,
   copyBytes,
   copyRuns,
   dispatch,
@@ -14,7 +15,9 @@ import {
   withQuads,
   withScratch,
 } from '../../device/webgpu/launch.ts'
-import { QUANT, type Quant } from '../fusion/patterns.ts'
+import type { RankExperts } from '../fusion/experts.ts'
+import { QUANT } from '../fusion/patterns.ts'
+import type { RowsShape } from '../fusion/rows.ts'
 import { FP4_BLOCK, QuantizationSFLayout } from '../fusion/scale-layout.ts'
 import type { Slices } from './clusters.ts'
 
@@ -34,21 +37,8 @@ export interface FusedOperands {
   scaleOut: Operand | null
 }
 
-export interface FusedShape {
-  rows: number
-  n: number
-  eps: number
-  weightBias: number
-  quant: Quant
-  layout: QuantizationSFLayout
-  factor: number
-  group: number
-  /** Round every partial sum. */
-  roundSums: boolean
-}
-
 /** The fused kernel on one device, `x` the partials side by side; without a gamma it writes the sum alone, to normOut. */
-export function fusedRows(sink: Sink, x: Slices, operands: FusedOperands, shape: FusedShape): void {
+export function fusedRows(sink: Sink, x: Slices, operands: FusedOperands, shape: RowsShape): void {
   const { rows, n, quant, layout } = shape
   const { scaleOut } = operands
   const columns = n / FP4_BLOCK
@@ -66,7 +56,7 @@ export function fusedRows(sink: Sink, x: Slices, operands: FusedOperands, shape:
   runFused(sink, x, operands, shape)
 }
 
-function runFused(sink: Sink, x: Slices, operands: FusedOperands, shape: FusedShape): void {
+function runFused(sink: Sink, x: Slices, operands: FusedOperands, shape: RowsShape): void {
   const { residualIn, gamma, preGamma, residualOut, normOut, quantOut, scaleOut } = operands
   const inPlace = residualIn !== null && residualOut !== null && samePlace(residualIn.range, residualOut.range)
   const slots = [inPlace ? null : residualIn, gamma, preGamma, residualOut, normOut, quantOut, scaleOut]
@@ -111,7 +101,7 @@ function samePlace(a: Range, b: Range): boolean {
   return a.buffer === b.buffer && a.offset === b.offset
 }
 
-export interface ExpertRows {
+interface ExpertRows {
   /** Expert rows, [count, n]. */
   rows: Operand
   count: number
@@ -125,7 +115,7 @@ export interface ExpertRows {
 }
 
 /** y [tokens, n] = the tokens' expert rows, weighted and summed, + shared. */
-export function combineExperts(sink: Sink, { rows, count, scale, index, shared, k, routed }: ExpertRows, y: Operand, n: number): void {
+function combineExperts(sink: Sink, { rows, count, scale, index, shared, k, routed }: ExpertRows, y: Operand, n: number): void {
   const tokens = y.count / n
   const WG = sink.gpu.tuning.flat
   const constants = { WG, DENSE: index === null, HAS_SCALE: scale !== null, HAS_SHARED: shared !== null }
@@ -136,6 +126,23 @@ export function combineExperts(sink: Sink, { rows, count, scale, index, shared, 
     const operands = [from, scale ?? from, index ?? from, shared ? ranges[1]! : from, ranges.at(-1)!]
     const params = [tokens, n / 4, k, count, f32(routed)]
     dispatch(sink, variant, operands, params, grid(Math.ceil((tokens * n) / 4 / WG)))
+  })
+}
+
+type JoinedRows = Pick<RankExperts<Operand>, 'rows' | 'count' | 'scale' | 'index' | 'shared' | 'k' | 'routed'>
+
+/** Joins a rank's experts; scales of 16 bits are widened first. */
+export function joinExperts(sink: Sink, experts: JoinedRows, y: Operand, n: number): void {
+  const { scale, index } = experts
+  const run = (range: ExpertRows['scale']): void => combineExperts(sink, { ...experts, scale: range, index: index?.range ?? null }, y, n)
+  if (!scale || scale.dtype === 'float32') {
+    run(scale?.range ?? null)
+    return
+  }
+  const type = floatType(scale.dtype, 'expertScaleFactor')
+  withScratch(sink.gpu, Math.ceil(scale.count / 4) * 16, (wide) => {
+    withQuads(sink, [scale], false, ([from]) => castRange(sink, from!, type, wide, 'f32', scale.count))
+    run(wide)
   })
 }
 

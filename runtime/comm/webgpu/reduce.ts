@@ -5,7 +5,7 @@ import { checkShape, resolveDim, type Shape, sizeOf } from '../../core/shape.ts'
 import type { Tensor } from '../../core/tensor.ts'
 import type { Operand } from '../../device/webgpu/launch.ts'
 import type { GpuStorage } from '../../device/webgpu/pool.ts'
-import type { ReductionCall } from '../algorithms.ts'
+import { checkAlgorithm, type ReductionCall, reductionCall } from '../algorithms.ts'
 import {
   checkApart,
   checkFused,
@@ -20,7 +20,7 @@ import {
 } from '../checks.ts'
 import type { AllReduceOptions, FusedNorm, ReduceOp, TreeCut } from '../device-comm.ts'
 import type { MeetOptions } from '../rendezvous.ts'
-import { algorithmFor, checkAlgorithm, reductionCall } from './choose.ts'
+import { algorithmFor } from './choose.ts'
 import { isHere, type Slices } from './clusters.ts'
 import type { Target } from './group.ts'
 import { fusedNorm, reduceSlices } from './kernels.ts'

@@ -1,0 +1,68 @@
+// Partials: what the ranks of each device bring to a sum, added up where they are; then one partial a device, added on the host in the group's order.
+import { dtypeSize } from '../../core/dtype.ts'
+import type { ReduceOp } from '../device-comm.ts'
+import type { RankExperts } from '../fusion/experts.ts'
+import { expertRows } from './expert-rows.ts'
+import { expertsOnGpu, sumOnGpu } from './gpu-site.ts'
+import { type Operand, type Site, type StagedGroup, type Staging, settled } from './group.ts'
+import { bytesOf, fold, type Numbers, numbersIn } from './numbers.ts'
+
+/** All ranks' operands as one: ranks ascending on each device, devices by their lowest rank; avg is their sum divided by their number, in float32. */
+export async function reduced(group: StagedGroup, staging: Staging, operands: readonly Operand[], op: ReduceOp): Promise<Numbers> {
+  const total = fold(await partials(group, staging, operands, op), op)
+  return op === 'avg' ? total.map((value) => value / operands.length) : total
+}
+
+/** By site. Several ranks of a GPU are added there, so that it is read once. */
+async function partials(group: StagedGroup, staging: Staging, operands: readonly Operand[], op: ReduceOp): Promise<Numbers[]> {
+  const [{ dtype, count }] = operands as [Operand]
+  if (group.apart) return (await staging.all(operands)).map((bytes) => numbersIn(dtype, bytes))
+  return settled(
+    group.sites.map(async (site) => {
+      const own = of(site, operands)
+      const cluster = own.length > 1 && count > 0 && group.cluster(site)
+      if (cluster) return sumOnGpu(cluster, own, op)
+      const parts = await staging.own(own)
+      return fold(
+        parts.map((bytes) => numbersIn(dtype, bytes)),
+        op,
+      )
+    }),
+  )
+}
+
+/** All ranks' expert rows as one: each rank's joined and rounded to the dtype of the rows, then added as in `reduced`. */
+export async function reducedExperts(
+  group: StagedGroup,
+  staging: Staging,
+  payloads: readonly RankExperts<Operand>[],
+): Promise<Float32Array> {
+  const { tokens, hidden, dtype } = (payloads[0] as RankExperts<Operand>).plan.spec
+  const count = tokens * hidden
+  const joined = async (site: Site): Promise<Numbers> => {
+    const own = of(site, payloads)
+    if (count === 0) return new Float32Array(0)
+    const cluster = group.cluster(site)
+    if (cluster) return expertsOnGpu(cluster, own, { count, hidden, dtype })
+    const parts = await settled(own.map((experts) => expertRows(staging, experts)))
+    return fold(
+      parts.map((rows) => numbersIn(dtype, rows)),
+      'sum',
+    )
+  }
+  const mine = await settled(group.sites.filter(({ ranks }) => group.here.includes(ranks[0] as number)).map(joined))
+  if (!group.apart) return fold(mine, 'sum') as Float32Array
+  const parts = payloads.map((_, rank) => ({ rank, byteLength: count * dtypeSize(dtype) }))
+  const all = await staging.share(
+    parts,
+    mine.map((numbers) => bytesOf(dtype, numbers)),
+  )
+  return fold(
+    all.map((bytes) => numbersIn(dtype, bytes)),
+    'sum',
+  ) as Float32Array
+}
+
+function of<T>({ ranks }: Site, all: readonly T[]): T[] {
+  return ranks.map((rank) => all[rank] as T)
+}
