@@ -14,16 +14,18 @@ namespace {
 
 /** No size that a command gives is larger. */
 constexpr double kMost = 1ull << 48;
+constexpr double kMostSlices = 1 << 20;
 
 class Reader {
  public:
-  Reader(const double* words, size_t count, const Registry& registry) : words_(words), left_(count), registry_(registry) {}
+  Reader(const double* words, size_t count, Registry& registry) : words_(words), left_(count), registry_(registry) {}
 
   bool empty() const { return left_ == 0; }
 
   Command Next() {
-    Command command{};
+    Command command;
     command_ = &command;
+    command.call.last = 1;
     numbers_ = operands_ = types_ = flags_ = 0;
     const auto op = static_cast<uint32_t>(Size(kOps - 1));
     command.call.op = static_cast<Op>(op);
@@ -113,6 +115,42 @@ class Reader {
         Operand(bytes, 1), Operand(bytes, 1);
         break;
       }
+      case kMeet:
+        Meet(command);
+        break;
+      case kReduce: {
+        const auto rows = Number(), n = Number(), pitch = Number(), count = Size(kMostSlices), reduction = Number(), divisor = Number();
+        if (pitch < n || reduction > double{kReductions - 1} || divisor < 1) Fail("a reduction that cannot be");
+        const auto x = Float(kWord), y = Float(kWord);
+        const bool words = command.call.types[0] == kWord;
+        if (words != (command.call.types[1] == kWord) || (words ? divisor != 1 : reduction > double{kMax})) Fail("a reduction that its types do not have");
+        Joins(count);
+        Slices(Extent(rows, n, pitch) * x, x), Operand(rows * n * y, y);
+        command.call.last = static_cast<size_t>(rows * std::ceil(n / kPiece));
+        break;
+      }
+      case kReduceNorm: {
+        const auto rows = Number(), n = Number(), count = Size(kMostSlices), x = Float(), type = Float();
+        Scalar();
+        Flag();
+        const bool bias = Flag();
+        Joins(count);
+        Slices(rows * n * x, x), Operand(rows * n * type, type), Operand(n * type, type), Operand(bias ? n * type : 0, bias ? type : 1);
+        Operand(rows * n * type, type);
+        command.call.last = n < 1 ? 0 : static_cast<size_t>(rows);
+        break;
+      }
+      case kGather: {
+        const auto rows = Number(), count = Size(kMostSlices), pitch = Number();
+        double width = 0;
+        for (double i = 0; i < count; i++) width += static_cast<double>(AddSlice());
+        if (width > pitch) Fail("rows that are wider than their pitch");
+        for (auto& slice : command.slices) PlaceSlice(slice, rows * static_cast<double>(slice.number), 1);
+        EndSlices();
+        Operand(rows * pitch, 1);
+        command.call.last = command.slices.size();
+        break;
+      }
       case kOps:
         break;
     }
@@ -167,6 +205,12 @@ class Reader {
   void Scalar() { command_->call.scalar = static_cast<float>(Word()); }
 
   void Operand(double bytes, double alignment) {
+    command_->call.operands[operands_] = Place(bytes, alignment, command_->blocks[operands_]);
+    operands_++;
+  }
+
+  /** The memory of an operand, which `block` keeps. */
+  std::byte* Place(double bytes, double alignment, std::shared_ptr<Block>& kept) {
     const auto id = static_cast<uint32_t>(Size(UINT32_MAX));
     const double offset = Size();
     const auto found = registry_.blocks.find(id);
@@ -174,8 +218,60 @@ class Reader {
     const auto& block = found->second;
     if (!(offset + bytes <= static_cast<double>(block->bytes))) Fail("an operand that passes the end of its block");
     if (std::fmod(offset, alignment) != 0) Fail("an operand that is not aligned");
-    command_->call.operands[operands_] = block->data + static_cast<size_t>(offset);
-    command_->blocks[operands_++] = block;
+    kept = block;
+    return block->data + static_cast<size_t>(offset);
+  }
+
+  size_t AddSlice() {
+    command_->slices.push_back({nullptr, static_cast<size_t>(Size())});
+    return command_->slices.back().number;
+  }
+
+  void PlaceSlice(Slice& slice, double bytes, double alignment) { slice.at = Place(bytes, alignment, command_->slice_blocks.emplace_back()); }
+
+  void EndSlices() {
+    command_->call.slices = command_->slices.data();
+    command_->call.slice_count = command_->slices.size();
+  }
+
+  /** How `count` slices are joined: after each so many of the sums that wait are, and in the end one is left. */
+  void Joins(double count) {
+    size_t depth = 0;
+    for (double i = 0; i < count; i++) {
+      const size_t joins = AddSlice();
+      if (joins > depth || ++depth - joins > kDepth) Fail("slices that cannot be joined so");
+      depth -= joins;
+    }
+    if (count > 0 && depth != 1) Fail("slices that are not joined");
+  }
+
+  void Slices(double bytes, double alignment) {
+    for (auto& slice : command_->slices) PlaceSlice(slice, bytes, alignment);
+    EndSlices();
+  }
+
+  /** Elements from the first to the last one of rows at a pitch. */
+  static double Extent(double rows, double n, double pitch) { return rows < 1 ? 0 : (rows - 1) * pitch + n; }
+
+  /** What leads brings the work, in the command that follows. */
+  void Meet(Command& command) {
+    const auto id = static_cast<uint64_t>(Size());
+    const auto members = static_cast<uint32_t>(Size(UINT32_MAX));
+    const bool leads = Size(1) != 0;
+    auto& meeting = registry_.meetings[id];
+    if (!meeting) meeting = std::make_shared<Meeting>(members);
+    command.meeting = meeting;
+    if (meeting->members != members || members < 1 || (leads && meeting->led)) Fail("a meeting that cannot be");
+    if (leads) {
+      if (left_ > 0 && (*words_ == double{kWait} || *words_ == double{kMeet})) Fail("work that cannot be shared out");
+      meeting->work = Next();
+      meeting->led = true;
+      command_ = &command;
+    }
+    if (++meeting->named < members) return;
+    const bool led = meeting->led;
+    registry_.meetings.erase(id);
+    if (!led) Fail("a meeting that nobody leads");
   }
 
   void Wait() {
@@ -198,7 +294,7 @@ class Reader {
 
   const double* words_;
   size_t left_;
-  const Registry& registry_;
+  Registry& registry_;
   Command* command_ = nullptr;
   Type weight_ = kF32;
   size_t numbers_ = 0, operands_ = 0, types_ = 0, flags_ = 0;
@@ -219,7 +315,7 @@ Block::Block(size_t size) : data(static_cast<std::byte*>(::operator new[](size, 
 
 Block::~Block() { ::operator delete[](data, std::align_val_t(AlignmentOf(bytes))); }
 
-std::vector<Command> ReadCommands(const double* words, size_t count, const Registry& registry) {
+std::vector<Command> ReadCommands(const double* words, size_t count, Registry& registry) {
   std::vector<Command> commands;
   Reader reader(words, count, registry);
   while (!reader.empty()) commands.push_back(reader.Next());

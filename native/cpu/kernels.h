@@ -6,7 +6,7 @@
 namespace rankmesh::cpu {
 
 /** As runtime/device/cpu/commands.ts numbers them. */
-enum Op : uint32_t { kWait, kEmbedding, kMatmul, kMatmulTree, kRope, kAttention, kSiluMul, kRmsNorm, kAdd, kSoftmax, kTopK, kCast, kCopy, kOps };
+enum Op : uint32_t { kWait, kEmbedding, kMatmul, kMatmulTree, kRope, kAttention, kSiluMul, kRmsNorm, kAdd, kSoftmax, kTopK, kCast, kCopy, kMeet, kReduce, kReduceNorm, kGather, kOps };
 enum Type : uint8_t { kF32, kBf16, kF16, kWord, kQ8_0, kQ4_0, kQ4_1, kQ4_K, kQ5_K, kQ6_K, kTypes };
 
 /** Elements that a type stores together, and the bytes of all of them. */
@@ -20,6 +20,21 @@ constexpr Format kFormats[kTypes] = {{1, 4}, {1, 2}, {1, 2}, {1, 4}, {32, 34}, {
 constexpr size_t kOperands = 5;
 constexpr size_t kNumbers = 7;
 
+/** How elements of several ranks become one: min and max of words come unsigned and signed. */
+enum Reduction : uint32_t { kSum, kProd, kMin, kMax, kMinSigned, kMaxSigned, kReductions };
+
+/** One of the operands that a collective has one of for each rank. */
+struct Slice {
+  const std::byte* at;
+  /** Of sums the joins behind this slice (see commands.ts), of gathered rows their bytes. */
+  size_t number;
+};
+
+/** Sums that wait for their right parts, at most. */
+constexpr size_t kDepth = 64;
+/** Elements of a row that are one piece of work. */
+constexpr size_t kPiece = 8192;
+
 /** One operation: its sizes and operands in the order in which commands.cc reads them. */
 struct Call {
   Op op;
@@ -28,6 +43,11 @@ struct Call {
   float scalar;
   size_t numbers[kNumbers];
   std::byte* operands[kOperands];
+  /** Of collectives alone. */
+  const Slice* slices;
+  size_t slice_count;
+  /** Pieces of work to do, of those that the operation falls into; all others are one. */
+  size_t first, last;
 };
 
 /** Memory of one thread for intermediate results, aligned to 64 bytes. */
@@ -48,7 +68,7 @@ using Kernel = void (*)(const Call&, Scratch&);
 
 struct Kernels {
   const char* name;
-  /** By Op; null for kWait. */
+  /** By Op; null for kWait and kMeet. */
   Kernel run[kOps];
 };
 

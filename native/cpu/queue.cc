@@ -14,18 +14,8 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-/** Looks before the thread sleeps: some 10 microseconds. */
+/** Looks for work before the thread sleeps: some 10 microseconds. */
 constexpr int kSpins = 300;
-
-void Pause() {
-#if defined(__x86_64__) || defined(__i386__)
-  __builtin_ia32_pause();
-#elif defined(__aarch64__)
-  asm volatile("isb");
-#else
-  std::this_thread::yield();
-#endif
-}
 
 /** Keeps this thread on the processor that comes at `core` among those it may run on. */
 void Pin(int core) {
@@ -44,6 +34,13 @@ void Pin(int core) {
   (void)core;
 #endif
 }
+
+/** Counts this thread as one of a queue. */
+struct Running {
+  Running() { running_queues++; }
+  Running(const Running&) = delete;
+  ~Running() { running_queues--; }
+};
 
 }  // namespace
 
@@ -100,6 +97,7 @@ Napi::Promise Queue::Finish(Napi::Env env) {
 
 void Queue::Run() {
   Pin(core_);
+  const Running running;
   for (;;) {
     for (int spins = 0; spins < kSpins && waiting_ == 0 && !stop_; spins++) Pause();
     Job job;
@@ -111,19 +109,56 @@ void Queue::Run() {
       jobs_.pop_front();
       waiting_--;
     }
-    for (Command& command : job.commands) {
-      if (stop_) return;
-      RunCommand(command);
-      command.blocks = {};
-      progress_->completed.fetch_add(1, std::memory_order_release);
+    for (size_t i = 0; i < job.commands.size(); i++) {
+      if (stop_ || !RunCommand(job.commands[i])) {
+        Abandon(job.commands, i);
+        progress_->ended = true;
+        progress_->bell.Ring();
+        return;
+      }
+      job.commands[i] = {};
+      progress_->completed++;
+      progress_->bell.Ring();
     }
     if (job.deferred) napi_call_threadsafe_function(settle_, job.deferred, napi_tsfn_nonblocking);
   }
 }
 
-void Queue::RunCommand(const Command& command) {
-  const Call& call = command.call;
-  if (call.op == kWait) return WaitFor(command);
+bool Queue::RunCommand(const Command& command) {
+  if (command.meeting) return Meet(*command.meeting);
+  if (command.call.op != kWait) {
+    RunKernel(command.call);
+    return true;
+  }
+  Progress& other = *command.other;
+  const auto done = [&] { return other.completed.load(std::memory_order_acquire) >= command.epoch; };
+  return other.bell.Wait([&] { return done() || other.ended; }, stop_) && done();
+}
+
+bool Queue::Meet(Meeting& meeting) {
+  if (++meeting.arrived == meeting.members) meeting.bell.Ring();
+  if (!meeting.bell.Wait([&] { return meeting.arrived == meeting.members || meeting.broken; }, stop_) || meeting.broken) return false;
+  const size_t pieces = meeting.work.call.last;
+  Call call = meeting.work.call;
+  for (size_t piece; (piece = meeting.next++) < pieces;) {
+    call.first = piece;
+    call.last = piece + 1;
+    RunKernel(call);
+    if (++meeting.finished == pieces) meeting.bell.Ring();
+  }
+  // Whoever has taken a piece finishes it, so this comes to an end.
+  return meeting.bell.Wait([&] { return meeting.finished == pieces; }, stop_);
+}
+
+void Queue::Abandon(std::vector<Command>& commands, size_t from) {
+  for (size_t i = from; i < commands.size(); i++) {
+    if (!commands[i].meeting) continue;
+    commands[i].meeting->broken = true;
+    commands[i].meeting->bell.Ring();
+  }
+}
+
+void Queue::RunKernel(const Call& call) {
   if (!measure_) return kernels_.run[call.op](call, scratch_);
   const auto start = Clock::now();
   kernels_.run[call.op](call, scratch_);
@@ -132,13 +167,6 @@ void Queue::RunCommand(const Command& command) {
   Times& times = times_[{call.op, call.types[0], call.types[1]}];
   times.runs++;
   times.nanoseconds += static_cast<uint64_t>(took);
-}
-
-void Queue::WaitFor(const Command& command) const {
-  for (int spins = 0; command.other->completed.load(std::memory_order_acquire) < command.epoch && !stop_; spins++) {
-    if (spins < kSpins) Pause();
-    else std::this_thread::sleep_for(std::chrono::microseconds(20));
-  }
 }
 
 void Queue::Measure() {
@@ -178,7 +206,10 @@ void Queue::Stop(Napi::Env env) {
   }
   work_.notify_all();
   if (thread_.joinable()) thread_.join();
+  for (Job& job : jobs_) Abandon(job.commands, 0);
   jobs_.clear();
+  progress_->ended = true;
+  progress_->bell.Ring();
   for (const napi_deferred deferred : unsettled_)
     if (static_cast<napi_env>(env)) Resolve(env, deferred, false);
   unsettled_.clear();

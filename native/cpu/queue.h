@@ -46,8 +46,12 @@ class Queue {
   };
 
   void Run();
-  void RunCommand(const Command& command);
-  void WaitFor(const Command& command) const;
+  /** False where it cannot run, as this queue stops or another one has that it waits for. */
+  bool RunCommand(const Command& command);
+  bool Meet(Meeting& meeting);
+  void RunKernel(const Call& call);
+  /** Tells those who wait for commands that these will not run. */
+  static void Abandon(std::vector<Command>& commands, size_t from);
   static void Settle(napi_env env, napi_value, void* queue, void* deferred);
   static void Resolve(napi_env env, napi_deferred deferred, bool done);
   static void Cleanup(void* queue) { static_cast<Queue*>(queue)->Stop(); }

@@ -6,6 +6,7 @@ import { Tensor } from '../core/tensor.ts'
 import { CpuDevice } from '../device/cpu/device.ts'
 import type { Device } from '../device/device.ts'
 import { WebGpuDevice } from '../device/webgpu/device.ts'
+import { CpuComm } from './cpu/comm.ts'
 import type {
   AllReduceOptions,
   AllToAllOptions,
@@ -58,7 +59,7 @@ export async function createDeviceComm(backend: DeviceBackend, { host, device }:
   if (!(device instanceof CpuDevice || (backend === 'hybrid' && device instanceof WebGpuDevice))) {
     throw invalidArgument('device', backend === 'cpu' ? 'a CPU device' : 'a CPU or a WebGPU device', device)
   }
-  return StagedComm.create(group, device)
+  return backend === 'cpu' ? commFor(host, device) : StagedComm.create(group, device)
 }
 
 const BACKENDS: readonly DeviceBackend[] = ['webgpu', 'cpu', 'hybrid']
@@ -69,7 +70,7 @@ interface DeviceOutline {
   adapter: string
 }
 
-/** As createDeviceComm, with the backend that suits all the group's devices: WebGPU's where they are of that kind alone. */
+/** As createDeviceComm, with the backend that suits all the group's devices: WebGPU's or the CPU's where they are of that kind alone. */
 async function commFor(host: HostComm, device: Device): Promise<DeviceComm> {
   const group = groupHostOf(host, 'chosen')
   if (!(device instanceof WebGpuDevice || device instanceof CpuDevice)) throw invalidArgument('device', 'a device from openDevice', device)
@@ -89,6 +90,10 @@ function makerOf(group: GroupHost, devices: readonly Device[]): MakeComm {
   if (devices.every(({ kind }) => kind === 'webgpu')) {
     const common = WebGpuComm.commonOf(group, devices as readonly WebGpuDevice[])
     return (host, device) => new WebGpuComm(host, device as WebGpuDevice, common)
+  }
+  if (CpuComm.joins(group, devices)) {
+    const common = CpuComm.commonOf(group, devices)
+    return (host, device) => new CpuComm(host, device, common)
   }
   const common = StagedComm.commonOf(group, devices)
   return (host, device) => new StagedComm(host, device, common)

@@ -98,11 +98,11 @@ describe('which backend', () => {
     const about = async (devices: readonly Device[]): Promise<string> =>
       (await launch({ ranks: devices.length, devices }, ({ comm }) => comm.describe()))[0] as string
     expect(await about([gpu, gpu])).toContain('reductions on-device')
-    expect(await about([cpu, cpu])).toBe(`2 ranks (2 on ${cpu.description}): reductions in host memory`)
+    expect(await about([cpu, cpu])).toBe(`2 ranks on ${cpu.description}: reductions on-device, shared out among the ranks' threads`)
     expect(await about([gpu, cpu, cpu])).toBe(`3 ranks (1 on ${gpu.description}, 2 on ${cpu.description}): reductions in host memory`)
   })
 
-  it('the part of a mixed group that is WebGPU alone takes the WebGPU backend', async () => {
+  it('the parts of a mixed group that are on one device take its backend', async () => {
     const found = await launch({ ranks: 4, devices: [gpu, cpu] }, async ({ comm, device, rank }) => {
       const part = (await comm.split({ color: Math.floor(rank / 2) })) as Communicator
       using x = Tensor.full([5], rank + 1, { device })
@@ -110,7 +110,8 @@ describe('which backend', () => {
       return { about: part.describe(), sum: await y.narrow(0, 0, 1).item(), at: [comm.deviceRank, comm.deviceSize] }
     })
     expect(found.map(({ sum }) => sum)).toEqual([3, 3, 7, 7])
-    expect(found.map(({ about }) => about.includes('on-device'))).toEqual([true, true, false, false])
+    expect(found.map(({ about }) => about.includes('on-device'))).toEqual([true, true, true, true])
+    expect(found.map(({ about }) => about.includes(cpu.description))).toEqual([false, false, true, true])
     expect(found.map(({ at }) => at)).toEqual([
       [0, 2],
       [1, 2],

@@ -1,7 +1,10 @@
 // Commands of the CPU device as words: an op, its sizes, types and flags, its operands as block and offset. Read by native/cpu/commands.cc
 // and by loops.ts, in the order of the columns here.
 
-/** What a command does. Wait is not for tensors: it holds a queue until another one has run so many commands. */
+/**
+ * What a command does. Wait is not for tensors: it holds a queue until another one has run so many commands. Joins: behind each slice the number
+ * of joins that it brings about, each of the two topmost of the sums that wait, left + right; in the end one sum is left.
+ */
 export const OP = {
   /** queue, epoch */
   wait: 0,
@@ -29,7 +32,18 @@ export const OP = {
   cast: 11,
   /** bytes; from, to */
   copy: 12,
+  /** id, how many queues meet, whether this one leads; what leads brings the command that follows, and all share out its work */
+  meet: 13,
+  /** rows, n, pitch of the slices' rows, slices, reduction, divisor; type of slices, of y; joins; slices, y */
+  reduce: 14,
+  /** rows, n, slices; type of slices, of the others; eps; zero-centred, has bias; joins; slices, residual, weight, bias, y */
+  reduceNorm: 15,
+  /** rows, slices, bytes of a row of y; bytes of a row of each slice; slices, y: the slices' rows side by side */
+  gather: 16,
 } as const
+
+/** How slices are joined; the last two are for int32. */
+export const REDUCTION = { sum: 0, prod: 1, min: 2, max: 3, minSigned: 4, maxSigned: 5 } as const
 
 export type OpName = keyof typeof OP
 
@@ -54,4 +68,8 @@ export const OP_TYPES: Readonly<Record<OpName, 0 | 1 | 2>> = {
   topK: 0,
   cast: 2,
   copy: 0,
+  meet: 0,
+  reduce: 2,
+  reduceNorm: 2,
+  gather: 0,
 }

@@ -4,6 +4,7 @@ import { BLOCK_FORMATS, type BlockType, decodeBlocks } from '../../core/blocks.t
 import { decodeBfloat16, decodeFloat16, encodeBfloat16, encodeFloat16 } from '../../core/codecs.ts'
 import { BLOCK_DTYPES, type BlockDType } from '../../core/dtype.ts'
 import { OP, TYPE } from './commands.ts'
+import { runCollective } from './loop-collectives.ts'
 import * as kernels from './loop-kernels.ts'
 
 export class LoopEngine implements CpuEngine {
@@ -143,6 +144,14 @@ function run(reader: Reader): [op: number, types: readonly number[]] {
       // Whatever is waited for was handed over, and so has run.
       reader.words('queue', 'epoch')
       return [op, []]
+    case OP.meet:
+      // The one that leads comes last, and its work next.
+      reader.words('id', 'queues', 'leads')
+      return [OP.wait, []]
+    case OP.reduce:
+    case OP.reduceNorm:
+    case OP.gather:
+      return [op, runCollective(op, reader)]
     case OP.embedding: {
       const { tokens, n, rows, first, from, to } = reader.words('tokens', 'n', 'rows', 'first', 'from', 'to')
       const [ids, table, y] = [reader.place(), reader.place(), reader.place()]

@@ -43,25 +43,40 @@ export class Queue {
 
   /** `numbers` are the words between op and operands; the operands at `written` are written, the others read. */
   record(op: number, numbers: readonly number[], operands: readonly Operand[], written: readonly number[]): void {
-    operands.forEach(({ block }, i) => void this.#order(block, written.includes(i)))
-    const epoch = this.recorded + 1
-    operands.forEach(({ block }, i) => {
-      if (!written.includes(i)) {
-        block.readers.set(this.progress, epoch)
-      } else {
-        block.writer = this.progress
-        block.written = epoch
-        block.readers.clear()
-      }
-    })
+    for (let i = 0; i < operands.length; i++) this.#order((operands[i] as Operand).block, written.includes(i))
     this.#begin(1 + numbers.length + 2 * operands.length)
-    this.#word(op)
-    for (const number of numbers) this.#word(number)
-    for (const { block, offset } of operands) {
-      this.#word(block.id)
-      this.#word(offset)
-    }
+    this.#command(op, numbers, operands)
+    this.#use(operands, written)
     if (++this.#pending >= COMMAND_LIMIT) this.flush()
+  }
+
+  /**
+   * Records one command on several queues of one device, the first of which leads: its work is shared out among them once all have come to it,
+   * and it ends for all at once. Handed over at once, since a queue that has come to it waits for the others.
+   */
+  static meet(
+    queues: readonly Queue[],
+    op: number,
+    numbers: readonly number[],
+    operands: readonly Operand[],
+    written: readonly number[],
+  ): void {
+    const [lead, ...others] = queues as [Queue, ...Queue[]]
+    // All that the others have recorded has run when they come.
+    for (const other of others) lead.#awaited.set(other.progress, other.recorded)
+    for (let i = 0; i < operands.length; i++) lead.#order((operands[i] as Operand).block, written.includes(i))
+    const id = meetings++
+    for (const other of others) {
+      other.#begin(4)
+      other.#meet(id, queues.length, 0)
+      other.flush()
+    }
+    lead.#begin(5 + numbers.length + 2 * operands.length)
+    lead.#meet(id, queues.length, 1)
+    lead.#command(op, numbers, operands)
+    lead.#use(operands, written)
+    lead.flush()
+    for (const queue of queues) for (const other of queues) if (other !== queue) queue.#awaited.set(other.progress, other.recorded)
   }
 
   /** Hands over what was recorded. */
@@ -110,8 +125,25 @@ export class Queue {
     other.queue?.flush()
     this.#awaited.set(other, epoch)
     this.#begin(3)
-    for (const word of [OP.wait, other.id, epoch]) this.#word(word)
+    this.#word(OP.wait)
+    this.#word(other.id)
+    this.#word(epoch)
     this.#pending++
+  }
+
+  /** The command that was begun last uses these. */
+  #use(operands: readonly Operand[], written: readonly number[]): void {
+    const epoch = this.recorded
+    for (let i = 0; i < operands.length; i++) {
+      const { block } = operands[i] as Operand
+      if (!written.includes(i)) {
+        block.readers.set(this.progress, epoch)
+      } else {
+        block.writer = this.progress
+        block.written = epoch
+        block.readers.clear()
+      }
+    }
   }
 
   /** Counts a command and makes room for its words. */
@@ -124,7 +156,28 @@ export class Queue {
     this.#words = longer
   }
 
+  #meet(id: number, queues: number, leads: 0 | 1): void {
+    this.#word(OP.meet)
+    this.#word(id)
+    this.#word(queues)
+    this.#word(leads)
+    this.#pending++
+  }
+
+  #command(op: number, numbers: readonly number[], operands: readonly Operand[]): void {
+    this.#word(op)
+    for (let i = 0; i < numbers.length; i++) this.#word(numbers[i] as number)
+    for (let i = 0; i < operands.length; i++) {
+      const { block, offset } = operands[i] as Operand
+      this.#word(block.id)
+      this.#word(offset)
+    }
+  }
+
   #word(word: number): void {
     this.#words[this.#length++] = word
   }
 }
+
+/** Meetings so far. */
+let meetings = 0
