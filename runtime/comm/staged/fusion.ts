@@ -14,13 +14,13 @@ import { reduced, reducedExperts } from './partials.ts'
 
 export function fusionEngine(group: StagedGroup): FusionEngine<Staging, Operand> {
   return {
-    async sum(staging, payloads, { fp32Acc }) {
+    async sum(staging, payloads, { fp32Acc, useOneshot }) {
       const operands = payloads.map(({ x }) => x)
       const [{ x, plan }] = payloads as [(typeof payloads)[number]]
       const sum =
         fp32Acc === false
           ? staging.all(operands).then((parts) => roundedSum(parts, x.dtype, plan.spec.dtype))
-          : (reduced(group, staging, operands, 'sum') as Promise<Float32Array>)
+          : (reduced(group, staging, operands, 'sum', useOneshot === false ? 'two-shot' : 'one-shot') as Promise<Float32Array>)
       return finishRows(group, staging, payloads, sum)
     },
     experts: (staging, payloads) => finishRows(group, staging, payloads, reducedExperts(group, staging, payloads)),

@@ -1,9 +1,9 @@
 // The staged collectives that compute: allReduce, reduce, reduceScatter, and the reduction fused with residual, bias and RMSNorm.
-import { ArgumentError, checkInteger, invalidArgument } from '../../core/errors.ts'
+import { checkInteger } from '../../core/errors.ts'
 import { checkShape, resolveDim, type Shape, sizeOf } from '../../core/shape.ts'
 import type { Tensor } from '../../core/tensor.ts'
 import { nodesOf, type Span } from '../../core/tree.ts'
-import { ALGORITHMS, type AlgorithmName } from '../algorithms.ts'
+import { checkAlgorithm, reductionCall } from '../algorithms.ts'
 import {
   checkApart,
   checkFused,
@@ -33,7 +33,7 @@ export async function allReduce(
 ): Promise<Tensor> {
   const check = (): void => {
     checkReduced(member.device, x, op)
-    checkAlgorithm(member, algorithm)
+    checkAlgorithm(algorithm, reductionCall(member, 'allReduce', x, Math.ceil(x.size / 4)))
     if (out !== undefined) checkWritten(member.device, out, x, x.dtype, 'out')
   }
   if (member.size === 1 && out === undefined) return member.bypass(x, check)
@@ -48,7 +48,7 @@ export async function allReduce(
     return staging.spread(
       x.shape,
       x.dtype,
-      bytesOf(x.dtype, await reduced(member.group, staging, operands, op)),
+      bytesOf(x.dtype, await reduced(member.group, staging, operands, op, algorithm)),
       payloads.map((p) => p.out),
     )
   })
@@ -140,7 +140,7 @@ export async function allReduceResidualBiasRMSNorm(member: Member, args: FusedNo
   const call = `allReduceResidualBiasRMSNorm(${describeTensor(x)}, residual ${describeTensor(residual)}, ${flags})`
   const prepare = (hold: Hold): FusedOperands => {
     checkFused(member.device, given, eps)
-    if (!tree) checkAlgorithm(member, algorithm)
+    if (!tree) checkAlgorithm(algorithm, reductionCall(member, 'allReduceResidualBiasRMSNorm', x, rowsOf(residual)))
     const own = { x: hold(x, 'r'), residual: hold(residual, 'rw'), weight: hold(weight, 'r'), bias: bias ? hold(bias, 'r') : null }
     const target = out && { tensor: out, operand: hold(out, 'w') }
     if (target) checkApart(own.residual, target.operand, 'residual and out')
@@ -153,7 +153,7 @@ export async function allReduceResidualBiasRMSNorm(member: Member, args: FusedNo
     const [sum, [before, gamma, added = null]] = await Promise.all([
       tree
         ? joinedTree(staging, operands, residual.size, tree)
-        : (reduced(member.group, staging, operands, 'sum') as Promise<Float32Array>),
+        : (reduced(member.group, staging, operands, 'sum', algorithm) as Promise<Float32Array>),
       staging.own([lead.residual, lead.weight, ...(lead.bias ? [lead.bias] : [])]) as Promise<[Uint8Array, Uint8Array, Uint8Array?]>,
     ])
     const n = residual.shape.at(-1) as number
@@ -202,13 +202,6 @@ async function scattered(
   return member.counted(x, result)
 }
 
-/** @throws ERR_ARGUMENT for an algorithm that is none, or is not what these devices do. */
-function checkAlgorithm({ group }: Member, name: AlgorithmName | undefined): void {
-  if (name === undefined) return
-  if (!ALGORITHMS.some((algorithm) => algorithm.name === name)) {
-    throw invalidArgument('algorithm', ALGORITHMS.map((algorithm) => algorithm.name).join(', '), name)
-  }
-  const own = group.sites.length === 1 ? 'on-device' : 'one-shot'
-  if (name !== own)
-    throw new ArgumentError(`Algorithm ${name} cannot run here: these devices add in host memory, ${own}; leave the choice open`)
+function rowsOf(residual: Tensor): number {
+  return residual.size / Math.max(1, residual.shape.at(-1) as number)
 }
