@@ -40,6 +40,13 @@ const KINDS: GroupKind[] = [
     place: (ranks) => (ranks < 2 || ranks > 4 ? 'needs 2 to 4 ranks' : [GPU, ...Array<number>(ranks - 1).fill(CPU)]),
   },
   {
+    name: 'one rank on cpu, the others on webgpu',
+    devices,
+    live,
+    brief: true,
+    place: (ranks) => (ranks < 3 || ranks > 4 ? 'run with 3 and 4 ranks' : [...Array<number>(ranks - 1).fill(GPU), CPU]),
+  },
+  {
     name: 'cpu, then webgpu, then another cpu device, interleaved',
     devices,
     live,
