@@ -1,9 +1,11 @@
 // Sixteen float32 lanes on whatever the processor has, and the conversions of 16-bit floats. One order of additions on all of them.
 #pragma once
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
+#include <utility>
 
 #if defined(__AVX2__)
 #include <immintrin.h>
