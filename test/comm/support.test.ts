@@ -1,18 +1,18 @@
 // The support matrix: every operation tried with every dtype on every kind of group. docs/support.md shows it and must not be stale.
 //   RANKMESH_UPDATE_DOCS=1 npx vitest run --project gpu test/comm/support     writes it anew
-import { readFileSync, writeFileSync } from 'node:fs'
-import { join } from 'node:path'
-import { afterAll, expect, it } from 'vitest'
+import { afterAll, it } from 'vitest'
 import { DTYPES, type DType } from '../../runtime/core/dtype.ts'
 import { RankmeshError } from '../../runtime/core/errors.ts'
 import { Tensor } from '../../runtime/core/tensor.ts'
+import type { Device } from '../../runtime/device/device.ts'
+import { openDevice } from '../../runtime/device/open.ts'
 import { launch, type RankContext } from '../../runtime/scheduler/launch.ts'
 import { testDevice } from '../support/device.ts'
+import { expectDocument } from '../support/document.ts'
 
-const FILE = join(import.meta.dirname, '../../docs/support.md')
-const devices = [await testDevice(), await testDevice()] as const
+const [gpu, other, cpu] = [await testDevice(), await testDevice(), await openDevice('cpu')] as const
 afterAll(() => {
-  for (const device of devices) device.dispose()
+  for (const device of [gpu, other, cpu]) device.dispose()
 })
 
 type Try = (context: RankContext, x: Tensor) => Promise<unknown>
@@ -41,7 +41,7 @@ const OPERATIONS: Record<string, Try> = {
   'send, recv': ({ comm, rank }, x) => (rank === 0 ? comm.send(x, { dst: 1 }) : comm.recv(x.shape, x.dtype, { src: 0 })),
 }
 
-async function supported(on: readonly (typeof devices)[number][]): Promise<Map<string, string>> {
+async function supported(on: readonly Device[]): Promise<Map<string, string>> {
   const [result] = await launch({ ranks: 2, devices: on }, async (context) => {
     const cells = new Map<string, string>()
     for (const [name, attempt] of Object.entries(OPERATIONS)) {
@@ -87,10 +87,13 @@ function table(cells: ReadonlyMap<string, string>): string {
 }
 
 it('docs/support.md is what the operations do', async () => {
-  const kinds = { 'one WebGPU device': await supported([devices[0]]), 'several WebGPU devices': await supported(devices) }
-  const sections = Object.entries(kinds).map(([kind, cells]) => `## Groups on ${kind}\n\n${table(cells)}\n`)
-  const text = `# Support matrix\n\nWritten by a test that tries every cell (\`test/comm/support.test.ts\`). A code is the error that a call gives, on every rank.\n\n${sections.join('\n')}`
-  console.log(text)
-  if (process.env.RANKMESH_UPDATE_DOCS) writeFileSync(FILE, text)
-  expect(readFileSync(FILE, 'utf8')).toBe(text)
+  const kinds = {
+    'one WebGPU device': [gpu],
+    'several WebGPU devices': [gpu, other],
+    CPU: [cpu],
+    'WebGPU and CPU together': [gpu, cpu],
+  }
+  const sections: string[] = []
+  for (const [kind, on] of Object.entries(kinds)) sections.push(`### Groups on ${kind}\n\n${table(await supported(on))}`)
+  expectDocument('support.md', 'operations', sections.join('\n\n'))
 })

@@ -62,7 +62,7 @@ const smollm2 = await smollm2Folder()
 describe.skipIf(!smollm2)(`SmolLM2-135M-Instruct${smollm2 ? '' : ': skipped, its files are not there'}`, () => {
   const { dir, expected } = smollm2 ?? { dir: '', expected: { greedy: [] } as never }
   it.each([1, 2, 3, 4])('%i cpu ranks give the expected ids', async (ranks) => {
-    await expectGreedy(dir, shortest(expected), ranks, 12, { devices: [cpu] })
+    await expectGreedy(dir, shortest(expected).slice(0, ranks === 3 ? 2 : 1), ranks, 12, { devices: [cpu] }) // a plain prompt, then a chat
   })
 
   // A software GPU is slow: the plain prompt only, and the small shares on the GPU.
