@@ -85,7 +85,8 @@ export { type LlamaConfig, parseConfig, ropeFrequencies } from './model/config.t
 export { StreamDetokenizer } from './model/detokenizer.ts'
 export { type GeneratedToken, type GenerateOptions, LanguageModel, type LoadOptions, readConfig } from './model/generate.ts'
 export { Llama, type LlamaOptions, Logits } from './model/llama.ts'
-export { measureShares } from './model/measure.ts'
+export { matrixTypes } from './model/matrix-types.ts'
+export { type MeasuredRanks, measureRanks, measureShares } from './model/measure.ts'
 export { formatReport } from './model/report.ts'
 export { type RankReport, type RunOptions, type RunReport, runModel } from './model/run.ts'
 export { Sampler, type SamplerOptions } from './model/sampling.ts'
@@ -101,4 +102,15 @@ export { VocabParallelEmbedding, VocabParallelHead } from './nn/vocab.ts'
 export { type BufferSpec, Workspace } from './nn/workspace.ts'
 export { type LaunchOptions, launch, type RankContext } from './scheduler/launch.ts'
 export { Mapping, type MappingOptions } from './scheduler/mapping.ts'
-export { type LayerShard, type ModelShape, type PlanOptions, plan, type RankShard, type ShardPlan, type Span } from './scheduler/plan.ts'
+export { type MemoryGiven, rankMemory } from './scheduler/memory.ts'
+export {
+  type LayerShard,
+  type MatrixTypes,
+  type ModelShape,
+  type PlanOptions,
+  plan,
+  type RankShard,
+  type RankSpeed,
+  type ShardPlan,
+  type Span,
+} from './scheduler/plan.ts'

@@ -9,6 +9,8 @@ export interface GenerateArguments {
   model?: string
   ranks?: string
   shares?: string
+  memory?: string
+  'quantized-as'?: string
   device?: string[]
   placement?: string
   prompt?: string
@@ -41,6 +43,8 @@ export async function generate(args: GenerateArguments): Promise<number> {
     prompt: chat === undefined ? (prompt as string) : [{ role: 'user', content: chat }],
     ranks: number(args.ranks, 'ranks') ?? place?.size ?? given?.length ?? 1,
     shares: args.shares === 'measured' ? 'measured' : given,
+    memory: memoryOf(args.memory),
+    quantizedAs: args['quantized-as'] as 'blocks' | undefined,
     devices: args.device ?? ['webgpu'],
     ...(args.placement !== undefined && { placement: args.placement as 'local' }),
     maxNewTokens: number(args['max-tokens'], 'max-tokens') ?? DEFAULT_TOKENS,
@@ -85,6 +89,12 @@ function progressLine(): RunOptions['onProgress'] & object {
     const text = `Loading ${bar} ${(loaded / 1e6).toFixed(1)} of ${(total / 1e6).toFixed(1)} MB into ${ranks} rank${ranks === 1 ? '' : 's'}`
     process.stderr.write(done ? '\r\u001b[K' : `\r${text}\u001b[K`)
   }
+}
+
+/** `free`, or for each rank that or a number of GB. */
+function memoryOf(text: string | undefined): RunOptions['memory'] {
+  if (text === undefined || text === 'free') return text
+  return text.split(',').map((part) => (part === 'free' ? part : Math.round(1e9 * (number(part, 'memory') as number))))
 }
 
 function number(text: string | undefined, name: string): number | undefined {

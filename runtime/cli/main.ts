@@ -13,6 +13,9 @@ const HELP = `rankmesh: tensor parallelism for JavaScript
       --ranks N          ranks, 1 to 64 (default 1)
       --shares A,B,...   how the model is shared out, one number a rank in any unit, such as 0.7,0.2,0.1; or measured: by the speed
                          of each rank (default: evenly)
+      --memory A,B,...   GB that each rank's weights and cache may take, or free: as much as is free; one free is for all ranks. Without
+                         --shares they decide
+      --quantized-as T   keep the matrices of a quantized GGUF file as blocks (the default), or as float32 or bfloat16
       --device NAME      webgpu, webgpu:<index>, webgpu:<part of the adapter's name>, webgpu:software (default webgpu);
                          repeat it to spread the ranks over several devices
       --placement P      ranks in this thread (local, the default), a thread each (thread), a process each (process)
@@ -63,6 +66,8 @@ const OPTIONS = {
   model: { type: 'string' },
   ranks: { type: 'string' },
   shares: { type: 'string' },
+  memory: { type: 'string' },
+  'quantized-as': { type: 'string' },
   device: { type: 'string', multiple: true },
   placement: { type: 'string' },
   prompt: { type: 'string' },

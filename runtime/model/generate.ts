@@ -2,16 +2,18 @@
 import type { Communicator } from '../comm/communicator.ts'
 import { ArgumentError, checkInteger, ModelFormatError } from '../core/errors.ts'
 import type { Device } from '../device/device.ts'
+import { type MemoryGiven, rankMemory } from '../scheduler/memory.ts'
 import { type LlamaConfig, parseConfig, parseTokenIds } from './config.ts'
 import { StreamDetokenizer } from './detokenizer.ts'
 import { readGguf } from './gguf.ts'
+import type { QuantizedAs } from './gguf-weights.ts'
 import { isObject, own, parseJson } from './json.ts'
 import { Llama, type LlamaOptions } from './llama.ts'
-import { measureShares } from './measure.ts'
+import { measureRanks } from './measure.ts'
 import { Sampler, type SamplerOptions } from './sampling.ts'
 import type { ModelFolder } from './source.ts'
 import { type ChatMessage, Tokenizer } from './tokenizer.ts'
-import { openWeights, type WeightsOptions } from './weights.ts'
+import { openWeights } from './weights.ts'
 
 export interface GenerateOptions extends SamplerOptions {
   /** Tokens to write at most; defaults to what the cache has room for. */
@@ -30,11 +32,14 @@ export interface GeneratedToken {
   index: number
 }
 
-export type LoadOptions = Omit<LlamaOptions, 'shares'> &
-  Pick<WeightsOptions, 'quantizedAs'> & {
-    /** As in LlamaOptions, or `measured`: by how fast each rank decodes; see measureShares. */
-    shares?: readonly number[] | 'measured' | undefined
-  }
+export interface LoadOptions extends Omit<LlamaOptions, 'shares' | 'memory' | 'speeds' | 'collectiveSeconds'> {
+  /** What the quantized matrices of a GGUF file are kept as: `blocks` (the default), as they are, or `float32` or `bfloat16`. */
+  quantizedAs?: QuantizedAs | undefined
+  /** How the model is shared out, one number of any unit a rank, or `measured`: by how fast each rank decodes; see measureRanks. */
+  shares?: readonly number[] | 'measured' | undefined
+  /** Bytes that each rank's weights and key-value cache may take, or `free`: what is free; see rankMemory. Without `shares` they decide. */
+  memory?: MemoryGiven | undefined
+}
 
 export class LanguageModel implements Disposable {
   readonly llama: Llama
@@ -64,8 +69,9 @@ export class LanguageModel implements Disposable {
     }
     const weights = await openWeights(folder, { quantizedAs: options.quantizedAs })
     try {
-      const shares = options.shares === 'measured' ? await measureShares(config, weights, context) : options.shares
-      const llama = await Llama.load(config, weights, context, { ...options, shares })
+      const cut = options.shares === 'measured' ? await measureRanks(config, weights, context) : { shares: options.shares }
+      const memory = options.memory && (await rankMemory(context, options.memory))
+      const llama = await Llama.load(config, weights, context, { ...options, ...cut, memory })
       return new LanguageModel(llama, tokenizer, await readStopIds(folder, config, tokenizer), context.comm)
     } finally {
       await weights.close()

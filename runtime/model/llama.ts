@@ -5,14 +5,15 @@ import { ArgumentError, CollectiveMismatchError, checkInteger, invalidArgument }
 import type { Tensor } from '../core/tensor.ts'
 import type { Device } from '../device/device.ts'
 import type { Partial } from '../nn/partial.ts'
-import { type MatrixTypes, plan, type RankSpeed, type ShardPlan } from '../scheduler/plan.ts'
+import { type MatrixTypes, type PlanOptions, plan, type ShardPlan } from '../scheduler/plan.ts'
 import type { LlamaConfig } from './config.ts'
 import { cutsOf, type LlamaParts, loadParts } from './llama-parts.ts'
 import { matrixTypes } from './matrix-types.ts'
 import { LOAD_TIMEOUT_MS, ShardReader } from './shards.ts'
 import type { Weights } from './weights.ts'
 
-export interface LlamaOptions {
+/** What says how the model is cut must be alike on all ranks; see `plan`. */
+export interface LlamaOptions extends Pick<PlanOptions, 'shares' | 'memory' | 'speeds' | 'collectiveSeconds'> {
   /** Positions the key-value cache holds; defaults to the model's own, at most 2048. */
   capacity?: number
   /** Tokens of one step; longer prompts are fed in parts of this size. Defaults to 256. */
@@ -24,15 +25,6 @@ export interface LlamaOptions {
   deterministic?: 'tp-invariant' | undefined
   /** Inputs in a block of the tree, a multiple of 4; part of what defines the bits. Defaults to 32. */
   block?: number
-  /**
-   * How the model is shared out, one number of any unit a rank, alike on all ranks; 0: the rank holds nothing. Absent: by `speeds` or `memory`,
-   * else evenly. See `plan`.
-   */
-  shares?: readonly number[] | undefined
-  /** Bytes that each rank may take for weights and key-value cache, alike on all ranks; see `plan`. Activations come on top. */
-  memory?: readonly number[] | undefined
-  /** How fast each rank is, alike on all ranks; see `plan`. */
-  speeds?: readonly RankSpeed[] | undefined
   /** Told while weights are read: bytes of this rank's shards loaded so far, and all of them. */
   onProgress?: (progress: { loaded: number; total: number }) => void
 }
@@ -62,8 +54,8 @@ export class Llama implements Disposable {
     { comm, device }: { comm: Communicator; device: Device },
     options: LlamaOptions = {},
   ): Promise<Llama> {
-    const { capacity = Math.min(config.maxPosition, 2048), maxTokens = 256, onProgress = () => {}, shares, memory, speeds } = options
-    const { deterministic, block = 32 } = options
+    const { capacity = Math.min(config.maxPosition, 2048), maxTokens = 256, onProgress = () => {} } = options
+    const { deterministic, block = 32, shares, memory, speeds, collectiveSeconds } = options
     checkInteger('capacity', capacity, 1)
     checkInteger('maxTokens', maxTokens, 1)
     if (deterministic !== undefined && deterministic !== 'tp-invariant')
@@ -71,7 +63,8 @@ export class Llama implements Disposable {
     if (deterministic && block % 4 !== 0) throw invalidArgument('block', 'a multiple of 4', block)
     const types = await matrixTypes(config, weights)
     const devices = await agree(comm, { device: device.name, cut: { shares, memory, speeds }, types })
-    const shards = plan(config, { ranks: comm.size, shares, memory, speeds, types, block: deterministic && block, capacity, devices })
+    const cut = { shares, memory, speeds, types, block: deterministic && block }
+    const shards = plan(config, { ranks: comm.size, ...cut, capacity, devices, collectiveSeconds })
     const cuts = deterministic && cutsOf(config, shards, block)
     let loaded = 0
     const total = shards.weightBytes(comm.rank)

@@ -17,8 +17,10 @@ export interface RunOptions extends Pick<LaunchOptions, 'placement' | 'script' |
   capacity?: number
   /** The same bits for every number of ranks; see LlamaOptions. */
   deterministic?: 'tp-invariant' | undefined
-  /** How the model is shared out over the ranks; see LoadOptions. */
+  /** How the model is shared out over the ranks, what each may take, and what quantized weights are kept as; see LoadOptions. */
   shares?: LoadOptions['shares']
+  memory?: LoadOptions['memory']
+  quantizedAs?: LoadOptions['quantizedAs']
   /** Told as weights are read: bytes over all ranks of this thread or process, so far and in all. */
   onProgress?: (progress: { loaded: number; total: number; ranks: number }) => void
   /** Told once, before any weight is read. */
@@ -82,7 +84,8 @@ interface RankResult {
 
 async function runRank(context: RankContext, options: RunOptions, progress: { loaded: number; total: number }[]): Promise<RankResult> {
   const { rank, device, comm, host } = context
-  const { folder, prompt, capacity, deterministic, shares, onText = () => {}, onDevice = () => {}, onProgress = () => {} } = options
+  const { folder, prompt, capacity, deterministic, shares, memory, quantizedAs } = options
+  const { onText = () => {}, onDevice = () => {}, onProgress = () => {} } = options
   const lead = rank === 0
   if (lead) onDevice({ name: device.name, description: device.description, software: device.software, group: comm.describe() })
   const tell = (): void => {
@@ -95,6 +98,8 @@ async function runRank(context: RankContext, options: RunOptions, progress: { lo
     ...(capacity !== undefined && { capacity }),
     ...(deterministic && { deterministic }),
     shares,
+    memory,
+    quantizedAs,
     onProgress: (own) => {
       progress[rank] = own
       if (lead) tell()

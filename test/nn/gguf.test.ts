@@ -1,4 +1,4 @@
-// A model in six quantizations by llama.cpp's quantizer, read from its GGUF files over ranks: the logits and greedy ids of a float64 program.
+// A model in six quantizations by llama.cpp's quantizer, in the blocks of its GGUF files over ranks: the logits and greedy ids of a float64 program.
 import { readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { afterAll, describe, expect, it } from 'vitest'
@@ -35,11 +35,12 @@ it('quantized weights rounded to bfloat16 give nearly the same logits', async ()
   expect(off).toBeGreaterThan(1e-4)
 })
 
-it("has the same bits for 1 and 2 ranks in 'tp-invariant' mode, though the cut is inside blocks of Q4_K", async () => {
-  const bits = async (ranks: number) => {
-    const runs = await runGreedy(device, join(root, 'q4_k_m.gguf'), promptIds, 1, ranks, { deterministic: 'tp-invariant' })
+it("has the same bits for 1, 2 and 3 ranks in 'tp-invariant' mode, in blocks and as float32", async () => {
+  const bits = async (ranks: number, quantizedAs: 'blocks' | 'float32') => {
+    const options = { deterministic: 'tp-invariant', quantizedAs } as const
+    const runs = await runGreedy(device, join(root, 'q4_k_m.gguf'), promptIds, 1, ranks, options)
     return runs.map(({ first }) => Buffer.from(first.slice().buffer).toString('hex'))
   }
-  const [one] = await bits(1)
-  expect(new Set([...(await bits(2)), one])).toEqual(new Set([one]))
+  const all = [...(await bits(1, 'blocks')), ...(await bits(2, 'blocks')), ...(await bits(3, 'blocks')), ...(await bits(2, 'float32'))]
+  expect(new Set(all).size).toBe(1)
 })

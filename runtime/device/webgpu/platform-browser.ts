@@ -32,4 +32,5 @@ export const platform: Platform = {
   onExit: () => () => {},
   publish: () => {},
   addon: () => null,
+  hostMemory: () => null,
 }

@@ -1,5 +1,6 @@
 // The WebGPU platform of Node: npm `webgpu` (Dawn) on the system's GPU, else on the software Vulkan that @sparticuz/chromium carries.
 import { channel } from 'node:diagnostics_channel'
+import { hostname } from 'node:os'
 import { deserialize, serialize } from 'node:v8'
 import { loadAddon } from '../../core/addon-node.ts'
 import { BackendUnavailableError, describe } from '../../core/errors.ts'
@@ -43,6 +44,7 @@ export const platform: Platform = {
     if (found.hasSubscribers) found.publish(event)
   },
   addon: loadAddon,
+  hostMemory: () => ({ machine: hostname(), free: process.availableMemory() }),
 }
 
 async function find({ adapter, software = false }: AdapterChoice): Promise<FoundAdapter> {

@@ -32,4 +32,6 @@ export interface Platform {
   publish(channel: string, event: object): void
   /** The native addon, where it is built. */
   addon(): Addon | null
+  /** The machine's name and the bytes of its memory that are free; null where a program is not told. */
+  hostMemory(): { machine: string; free: number } | null
 }
