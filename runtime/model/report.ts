@@ -7,10 +7,11 @@ import type { RunReport } from './run.ts'
 export function formatReport(report: RunReport): string {
   const rows = report.ranks.map(({ rank, device, shard, bytes }) => [String(rank), device, ...shardCells(shard), megabytes(bytes)])
   const { perToken, collectiveShare: share } = report
+  const expected = report.expectedSeconds === null ? '' : `, ${(1 / report.expectedSeconds).toFixed(1)} expected of the measured speeds`
   const facts: [string, string][] = [
     ['adapter', `${report.description}${report.software ? ' (software, slow)' : ''}`],
     ['prompt', `${report.promptTokens} tokens, first token after ${seconds(report.firstTokenSeconds)}`],
-    ['text', `${report.newTokens} tokens, ${report.tokensPerSecond.toFixed(1)} tokens/s after the first`],
+    ['text', `${report.newTokens} tokens, ${report.tokensPerSecond.toFixed(1)} tokens/s after the first${expected}`],
     [
       'a token',
       `${perToken.collectives.toFixed(0)} collectives (${perToken.fused.toFixed(0)} fused), ${megabytes(perToken.bytes)} reduced a rank`,

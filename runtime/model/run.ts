@@ -51,6 +51,8 @@ export interface RunReport {
   firstTokenSeconds: number
   /** Of all tokens after the first. */
   tokensPerSecond: number
+  /** Seconds of a token as the plan expects them of the speeds that were measured; null where they were not. */
+  expectedSeconds: number | null
   /** Of rank 0, for one token after the first. */
   perToken: { collectives: number; fused: number; bytes: number; submits: number; maps: number }
   /** Share of the first device's compute time spent in collective kernels; null where it was not or cannot be measured. */
@@ -139,6 +141,7 @@ async function runRank(context: RankContext, options: RunOptions, progress: { lo
       loadSeconds: (begin - start) / 1000,
       firstTokenSeconds: (firstAt - begin) / 1000,
       tokensPerSecond: (1000 * (newTokens - 1)) / (lastAt - firstAt),
+      expectedSeconds: model.llama.plan.tokenSeconds,
       perToken: { collectives: per('collectives'), fused: per('fused'), bytes: per('bytes'), submits: per('submits'), maps: per('maps') },
       collectiveShare: options.profile ? await profile(context, model) : null,
     },

@@ -1,8 +1,10 @@
 // Parallel layers over 1 to 4 ranks, in equal parts and in parts of any size, against the whole layer in float64.
 import { afterAll, describe, expect, it } from 'vitest'
 import type { Communicator } from '../../runtime/comm/communicator.ts'
+import { type DType, dtypeSize, encode, isBlockDType } from '../../runtime/core/dtype.ts'
 import { Tensor } from '../../runtime/core/tensor.ts'
 import type { Device } from '../../runtime/device/device.ts'
+import { openDevice } from '../../runtime/device/open.ts'
 import { blockCut, ColumnParallelLinear, RowParallelLinear } from '../../runtime/nn/linear.ts'
 import { ParallelMlp } from '../../runtime/nn/mlp.ts'
 import { VocabParallelEmbedding, VocabParallelHead } from '../../runtime/nn/vocab.ts'
@@ -183,6 +185,52 @@ describe(`with shards of any size, or none (seed ${start})`, () => {
     expect(blockCut(spans([0, 100, 0]), 32).spans).toEqual(spans([0, 4, 0]))
     expect(() => blockCut(spans([50, 50]), 32)).toThrow(expect.objectContaining({ code: 'ERR_ARGUMENT' }))
     expect(() => blockCut(spans([64, 30, 6]), 32)).toThrow(/rank 1 has 64 to 94/)
+  })
+})
+
+describe(`parts of several types (seed ${start})`, () => {
+  const k = 256
+  /** Random blocks; the exponents of scales are kept small, so that none is infinite. */
+  const raw = (dtype: DType, outs: number): Uint8Array => {
+    if (!isBlockDType(dtype)) return encode(dtype, random.floats(outs * k))
+    return Uint8Array.from({ length: outs * k * dtypeSize(dtype) }, () => random.int(256) & 0x2f)
+  }
+
+  it.each<['cpu' | 'webgpu', number | undefined]>([
+    ['webgpu', undefined],
+    ['webgpu', 32],
+    ['cpu', undefined],
+    ['cpu', 32],
+  ])('on %s, block %s: each product in its columns, none of it for a part without rows', async (kind, block) => {
+    const on = kind === 'cpu' ? await openDevice('cpu') : device
+    const types: [DType, number][] = [
+      ['q4_k', 3],
+      ['float32', 0],
+      ['q6_k', 5],
+      ['bfloat16', 2],
+      ['q8_0', 7],
+    ]
+    const parts = types.map(([dtype, outs]) => Tensor.fromBytes(raw(dtype, outs), [outs, k], dtype, on))
+    const whole = Float32Array.from((await Promise.all(parts.map((part) => part.data()))).flatMap((data) => [...(data as Float32Array)]))
+    const bias = random.floats(17)
+    const layer = new ColumnParallelLinear(on, parts, Tensor.from(bias, { device: on }), { block })
+    for (const rows of [1, tokens]) {
+      const x = random.floats(rows * k)
+      const expected = reference.matmul(x, whole, { t: rows, k, n: 17 }, bias)
+      const input = Tensor.from(x, { shape: [rows, k], device: on })
+      for (const out of [undefined, Tensor.full([rows, 17], Number.NaN, { device: on })]) {
+        const y = layer.forward(input, out)
+        expect(y.shape).toEqual([rows, 17])
+        const largest = Math.max(...expected.map(Math.abs))
+        reference.expectClose((await y.data()) as Float32Array, expected, { abs: 1e-5 * largest })
+      }
+    }
+    if (kind === 'cpu') on.dispose()
+  })
+
+  it('need a bias of all their outs', () => {
+    const parts = [Tensor.zeros([3, k], { device }), Tensor.zeros([2, k], { device })]
+    expect(() => new ColumnParallelLinear(device, parts, Tensor.zeros([3], { device }))).toThrow(/bias \[5\]/)
   })
 })
 
