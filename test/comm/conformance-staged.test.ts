@@ -1,4 +1,4 @@
-// The conformance suite over groups whose collectives go through host memory: CPU ranks, and CPU and WebGPU ranks together.
+// The conformance suite over groups with CPU ranks: of one device, which share memory, and those whose collectives go through host memory.
 import { afterAll } from 'vitest'
 import { CpuDevice } from '../../runtime/device/cpu/device.ts'
 import { openDevice } from '../../runtime/device/open.ts'
@@ -31,7 +31,7 @@ const KINDS: GroupKind[] = [
     devices,
     live,
     brief: true,
-    place: (ranks) => (ranks > 2 ? 'run with 1 and 2 ranks' : Array<number>(ranks).fill(LOOPS)),
+    place: (ranks) => (ranks > 4 ? 'run with up to 4 ranks' : Array<number>(ranks).fill(LOOPS)),
   },
   {
     name: 'one rank on webgpu, the others on cpu',

@@ -3,7 +3,7 @@ import { spawn } from 'node:child_process'
 import { rmSync } from 'node:fs'
 import { dirname } from 'node:path'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
-import type { CpuEngine } from '../../runtime/core/addon.ts'
+import type { CpuEngine, CpuQueue } from '../../runtime/core/addon.ts'
 import { loadAddon } from '../../runtime/core/addon-node.ts'
 import { Tensor } from '../../runtime/core/tensor.ts'
 import { OP } from '../../runtime/device/cpu/commands.ts'
@@ -26,7 +26,7 @@ describe.skipIf(reason)(`the native engine${reason}`, () => {
   })
 
   it.each([
-    ['no such op', [13]],
+    ['no such op', [17]],
     ['an op that is no number', [Number.NaN]],
     ['too few words', [OP.copy, 8, 1, 0, 1]],
     ['a block that is not there', [OP.copy, 8, 1, 0, 7, 0]],
@@ -40,6 +40,21 @@ describe.skipIf(reason)(`the native engine${reason}`, () => {
     ['heads that do not divide', [OP.attention, 1, 3, 2, 4, 0, 0, 1, 1, 0, 1, 0, 1, 0, 1, 0]],
     ['a tree of blocks of nothing', [OP.matmulTree, 1, 4, 1, 0, 0, 0, 0, 0, 1, 1, 0, 1, 0, 1, 0, 1, 0]],
     ['a queue that is not there', [OP.wait, 5, 1]],
+    ['a meeting of nobody', [OP.meet, 1, 0, 0]],
+    ['a meeting that nobody leads', [OP.meet, 1, 1, 0]],
+    ['a meeting that brings no work', [OP.meet, 1, 1, 1]],
+    ['a wait as shared work', [OP.meet, 1, 1, 1, OP.wait, 0, 1]],
+    ['a meeting as shared work', [OP.meet, 1, 1, 1, OP.meet, 2, 1, 1]],
+    ['a join of nothing', [OP.reduce, 1, 4, 4, 2, 0, 1, 0, 0, 1, 1, 1, 0, 1, 16, 1, 32]],
+    ['slices that are not joined', [OP.reduce, 1, 4, 4, 2, 0, 1, 0, 0, 0, 0, 1, 0, 1, 16, 1, 32]],
+    ['more slices than words', [OP.reduce, 1, 4, 4, 2 ** 19, 0, 1, 0, 0, 0, 1, 1, 1]],
+    ['a slice past the end', [OP.reduce, 1, 4, 4, 2, 0, 1, 0, 0, 0, 1, 1, 0, 1, 52, 1, 32]],
+    ['rows that overlap', [OP.reduce, 2, 4, 3, 1, 0, 1, 0, 0, 0, 1, 0, 1, 32]],
+    ['a signed reduction of floats', [OP.reduce, 1, 4, 4, 1, 4, 1, 0, 0, 0, 1, 0, 1, 32]],
+    ['words as floats', [OP.reduce, 1, 4, 4, 1, 0, 1, 3, 0, 0, 1, 0, 1, 32]],
+    ['a division by nothing', [OP.reduce, 1, 4, 4, 1, 0, 0, 0, 0, 0, 1, 0, 1, 32]],
+    ['a residual past the end', [OP.reduceNorm, 1, 8, 1, 0, 0, 1, 0, 0, 0, 1, 0, 1, 40, 1, 0, 1, 0, 1, 32]],
+    ['rows wider than their pitch', [OP.gather, 1, 2, 7, 4, 4, 1, 0, 1, 4, 1, 32]],
   ])('refuses %s', (_, words) => {
     const engine = create()
     engine.allocate(64)
@@ -58,7 +73,8 @@ describe.skipIf(reason)(`the native engine${reason}`, () => {
     let ran = 0
     for (let round = 0; round < 40_000; round++) {
       const words = Float64Array.from({ length: 24 }, () => random.int(random.int(4) === 0 ? 20 : 4))
-      words[0] = 1 + random.int(12)
+      words[0] = 1 + random.int(16)
+      if (words[0] === OP.meet) words[0] = OP.reduce
       try {
         queue.submit(words, 24)
         ran++
@@ -77,6 +93,65 @@ describe.skipIf(reason)(`the native engine${reason}`, () => {
     expect(ran).toBeGreaterThan(100)
     queue.close()
     expect(await queue.finish()).toBe(false)
+  })
+
+  /** Adds two numbers of block 1 into the third, as a queue that meets others. */
+  const sum = (id: number, members: number): number[] => [
+    OP.meet,
+    id,
+    members,
+    1,
+    OP.reduce,
+    1,
+    1,
+    1,
+    2,
+    0,
+    1,
+    0,
+    0,
+    0,
+    1,
+    1,
+    0,
+    1,
+    4,
+    1,
+    8,
+  ]
+
+  it('queues that meet share the work out, whoever comes first', async () => {
+    const engine = create()
+    const { buffer } = engine.allocate(64)
+    const numbers = new Float32Array(buffer)
+    const queues = Array.from({ length: 3 }, () => engine.createQueue(-1))
+    for (let id = 0; id < 300; id++) {
+      numbers.set([id, 1, 0])
+      for (const [i, queue] of queues.entries()) {
+        const words = i === id % 3 ? sum(id, 3) : [OP.meet, id, 3, 0]
+        queue.submit(Float64Array.from(words), words.length)
+      }
+      expect(await (queues[(id + 1) % 3] as CpuQueue).finish()).toBe(true)
+      expect(numbers[2]).toBe(id + 1)
+    }
+    for (const queue of queues) queue.close()
+  })
+
+  it('a queue whose peer was closed before they met ends when it is closed, and says so', async () => {
+    const engine = create()
+    engine.allocate(64)
+    for (let round = 0; round < 20; round++) {
+      const [a, b, c] = [engine.createQueue(-1), engine.createQueue(-1), engine.createQueue(-1)]
+      const id = 1000 + round
+      a.submit(Float64Array.from(sum(id, 3)), sum(id, 3).length)
+      b.submit(Float64Array.from([OP.meet, id, 3, 0]), 4)
+      const pending = [a.finish(), b.finish()]
+      if (round % 2 === 0) await new Promise((resolve) => setTimeout(resolve, 2))
+      // The third has this meeting behind one that nobody else comes to.
+      c.submit(Float64Array.from([...sum(2000 + round, 2), OP.meet, id, 3, 0]), sum(id, 2).length + 4)
+      for (const queue of [c, a, b]) queue.close()
+      expect(await Promise.all(pending)).toEqual([false, false])
+    }
   })
 
   it('the event loop goes on while a queue computes', async () => {

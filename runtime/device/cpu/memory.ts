@@ -16,8 +16,9 @@ export class Block {
   /** Who wrote it last, and how many commands that queue had recorded then. */
   writer: Progress | null = null
   written = 0
-  /** The same of who has read it since. */
-  readonly readers: Map<Progress, number> = new Map()
+  /** The same of who has read it since; few, so that a list is faster than a map. */
+  readonly readers: Progress[] = []
+  readonly read: number[] = []
 
   constructor(id: number, buffer: ArrayBuffer) {
     this.id = id
@@ -27,8 +28,24 @@ export class Block {
   /** No command that has yet to run uses it. */
   get idle(): boolean {
     if (this.writer && this.written > this.writer.completed) return false
-    for (const [reader, epoch] of this.readers) if (epoch > reader.completed) return false
-    return true
+    return this.readers.every((reader, i) => (this.read[i] as number) <= reader.completed)
+  }
+
+  noteWrite(writer: Progress, epoch: number): void {
+    this.writer = writer
+    this.written = epoch
+    this.readers.length = 0
+    this.read.length = 0
+  }
+
+  noteRead(reader: Progress, epoch: number): void {
+    const at = this.readers.indexOf(reader)
+    if (at >= 0) {
+      this.read[at] = epoch
+    } else {
+      this.readers.push(reader)
+      this.read.push(epoch)
+    }
   }
 }
 

@@ -116,7 +116,9 @@ export class Queue {
   /** Puts what comes next behind what other queues do with the block. */
   #order(block: Block, write: boolean): void {
     if (block.writer && block.writer !== this.progress) this.#await(block.writer, block.written)
-    if (write) for (const [reader, epoch] of block.readers) if (reader !== this.progress) this.#await(reader, epoch)
+    if (!write) return
+    const { readers, read } = block
+    for (let i = 0; i < readers.length; i++) if (readers[i] !== this.progress) this.#await(readers[i] as Progress, read[i] as number)
   }
 
   #await(other: Progress, epoch: number): void {
@@ -136,13 +138,8 @@ export class Queue {
     const epoch = this.recorded
     for (let i = 0; i < operands.length; i++) {
       const { block } = operands[i] as Operand
-      if (!written.includes(i)) {
-        block.readers.set(this.progress, epoch)
-      } else {
-        block.writer = this.progress
-        block.written = epoch
-        block.readers.clear()
-      }
+      if (written.includes(i)) block.noteWrite(this.progress, epoch)
+      else block.noteRead(this.progress, epoch)
     }
   }
 
