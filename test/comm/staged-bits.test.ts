@@ -197,3 +197,18 @@ describe.each(['float32', 'bfloat16', 'float16'] as const)(`%s (seed ${start})`,
     }
   })
 })
+
+it.each(['float32', 'bfloat16', 'float16'] as const)('two-shot over a wire, %s: another round, the same bits', async (dtype) => {
+  const group: Named = ['cpu and webgpu over a wire', [cpu, gpu, cpu], true]
+  const both = (algorithm: 'one-shot' | 'two-shot'): Promise<(string | null)[][]> =>
+    run(group, dtype, async ({ comm }, { x, like }) => {
+      const before = comm.stats().crossings
+      const [residual, weight] = [like(stream, [ROWS, HIDDEN]), like(gamma, [HIDDEN])]
+      const sums = [await comm.allReduce(x, { algorithm }), await comm.allReduce(x, { algorithm, op: 'avg' })]
+      const normed = await comm.allReduceResidualBiasRMSNorm({ x, residual, weight, algorithm })
+      const fused = await comm.allReduceFusion({ ...rows(comm, x, like, 4), useOneshot: algorithm === 'one-shot' })
+      expect(comm.stats().crossings - before).toBe(algorithm === 'one-shot' ? 4 : 8)
+      return [...sums, normed, residual, ...Object.values(fused)]
+    })
+  expect(await both('two-shot')).toEqual(await both('one-shot'))
+})
