@@ -1,0 +1,195 @@
+// out = x_0 + x_1 + ... + x_(ranks-1), the operands of all ranks, in three ways that give the same bits on every rank.
+//
+// Contract: partials add in float32, ranks ascending, and the sum is rounded to the element type once. In all ways a block works on a span of its
+// own, alike on all ranks, and waits only for the same block of the others. Any count; memory of elements may lie anywhere, 16-byte
+// aligned is faster. `out` may be `in`.
+//
+//   kOneShot   operands are copied to the workspace, ranks meet, each reads all: one crossing, ranks * size read.
+//   kTwoShot   they meet, each adds its share of every span and writes it to all, they meet again: two crossings, 2 * size in all.
+//   kLamport   operands are sent to all as packets that say of themselves that they have arrived: one crossing and nothing to meet for.
+#pragma once
+#include "signal.cuh"
+
+namespace rankmesh::cuda {
+
+enum class Algorithm { kOneShot, kTwoShot, kLamport };
+
+/** What a word holds before it arrives: a NaN of every type, so no value is lost; who would send it sends another NaN. */
+constexpr uint32_t kNothing = 0xffffffffu;
+
+/** Ranks ascending. At most kMost ranks, known beforehand so that their loads are under way together. */
+template <typename T, int kMost>
+__device__ inline void AddRanks(const Packet (&part)[kMost], int ranks, float (&sum)[kLanes<T>]) {
+  Unpack<T>(part[0], sum);
+#pragma unroll
+  for (int r = 1; r < kMost; r++) {
+    if (r >= ranks) break;
+    float value[kLanes<T>];
+    Unpack<T>(part[r], value);
+#pragma unroll
+    for (int i = 0; i < kLanes<T>; i++) sum[i] = __fadd_rn(sum[i], value[i]);
+  }
+}
+
+/**
+ * A block's part in one call. `get(at)` is packet `at` of this rank's operand, of `total`; `join(at, sum)` makes the result of the sum, in the
+ * same way on all ranks.
+ */
+template <typename T, int kMost, Algorithm kAlgorithm, typename Get, typename Join>
+class Exchange {
+ public:
+  static constexpr Algorithm kWay = kAlgorithm;
+
+  __device__ Exchange(const Peers& peers, int64_t total, Get get, Join join)
+      : peers_(peers), total_(total), get_(get), join_(join), epoch_(peers.Own()->epoch), turn_(peers.Own()->turn) {}
+
+  /** Hands on packets [first, end), by all threads of the block. False, on all of them, if a rank did not come. */
+  __device__ bool Begin(int64_t first, int64_t end) {
+    if constexpr (kAlgorithm == Algorithm::kLamport) {
+      ClearLast();
+      for (int64_t at = first + threadIdx.x; at < end; at += blockDim.x) Send(at, get_(at));
+      return true;
+    }
+    Packet* const own = peers_.Data(peers_.rank, epoch_);
+    for (int64_t at = first + threadIdx.x; at < end; at += blockDim.x) Store(own + at, get_(at));
+    if (!Meet(peers_, PointOf(epoch_, 0))) return false;
+    if constexpr (kAlgorithm == Algorithm::kOneShot) return true;
+    const int64_t share = first + FirstOf(end - first, peers_.rank + 1, peers_.ranks);
+    for (int64_t at = first + FirstOf(end - first, peers_.rank, peers_.ranks) + threadIdx.x; at < share; at += blockDim.x) {
+      const Packet result = Read(at);
+#pragma unroll
+      for (int r = 0; r < kMost; r++) {
+        if (r < peers_.ranks) Store(peers_.Data(r, epoch_) + at, result);
+      }
+    }
+    return Meet(peers_, PointOf(epoch_, 1));
+  }
+
+  /** The result of packet `at`, which `Begin` handed on, by the thread that works on it. False if a rank's part did not come. */
+  __device__ bool Take(int64_t at, Packet& result) {
+    if constexpr (kAlgorithm == Algorithm::kLamport) return Receive(at, result);
+    result = kAlgorithm == Algorithm::kOneShot ? Read(at) : Load(peers_.Data(peers_.rank, epoch_) + at);
+    return true;
+  }
+
+  /** By all threads of a block for which nothing was missing. */
+  __device__ void End() {
+    Finish(peers_, [&](State* state) {
+      if constexpr (kAlgorithm == Algorithm::kLamport) {
+        state->turn = (turn_ + 1) % 3;
+        state->sent = total_ * peers_.ranks;
+      } else {
+        state->epoch = epoch_ + 1;
+      }
+    });
+  }
+
+ private:
+  __device__ Packet Joined(int64_t at, const Packet (&part)[kMost]) {
+    float sum[kLanes<T>];
+    AddRanks<T>(part, peers_.ranks, sum);
+    return join_(at, sum);
+  }
+
+  __device__ Packet Read(int64_t at) {
+    Packet part[kMost];
+#pragma unroll
+    for (int r = 0; r < kMost; r++) {
+      if (r < peers_.ranks) part[r] = Load(peers_.Data(r, epoch_) + at);
+    }
+    return Joined(at, part);
+  }
+
+  /** Where rank `by` puts packet `at` for rank `of`. */
+  __device__ Packet* Place(int of, int by, int64_t at) const { return peers_.Third(of, turn_) + by * total_ + at; }
+
+  /**
+   * Empties what the last call filled. A rank that has got here has all of the last call, so nobody sends to that third before the call after
+   * the next: and that call's sender has seen a packet of this rank's next call, which follows this one.
+   */
+  __device__ void ClearLast() const {
+    const int64_t sent = peers_.Own()->sent;
+    Packet* const last = peers_.Third(peers_.rank, turn_ + 2);
+    const int64_t step = static_cast<int64_t>(gridDim.x) * blockDim.x;
+    for (int64_t at = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; at < sent; at += step) {
+      StoreRelaxed(last + at, {{kNothing, kNothing, kNothing, kNothing}});
+    }
+  }
+
+  __device__ void Send(int64_t at, Packet packet) const {
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+      if (packet.word[i] == kNothing) packet.word[i] = kNothing >> 1;
+    }
+    for (int r = 0; r < peers_.ranks; r++) {
+      if (r != peers_.rank) StoreRelaxed(Place(r, peers_.rank, at), packet);
+    }
+  }
+
+  __device__ bool Receive(int64_t at, Packet& result) {
+    Packet part[kMost];
+    const Packet own = get_(at);
+    Watch watch(peers_);
+    for (;;) {
+#pragma unroll
+      for (int r = 0; r < kMost; r++) {
+        if (r < peers_.ranks) part[r] = r == peers_.rank ? own : LoadRelaxed(Place(peers_.rank, r, at));
+      }
+      uint32_t missing = 0;
+#pragma unroll
+      for (int r = 0; r < kMost; r++) {
+        if (r >= peers_.ranks || r == peers_.rank) continue;
+#pragma unroll
+        for (int i = 0; i < 4; i++) missing |= part[r].word[i] == kNothing ? 1u << r : 0u;
+      }
+      if (missing == 0) break;
+      const uint32_t why = watch.Look();
+      if (why == 0) continue;
+      Report(peers_, why == kExpired ? why | missing : why);
+      return false;
+    }
+    result = Joined(at, part);
+    return true;
+  }
+
+  const Peers& peers_;
+  const int64_t total_;
+  Get get_;
+  Join join_;
+  const uint64_t epoch_;
+  const uint32_t turn_;
+};
+
+struct SumArgs {
+  Peers peers;
+  const void* in;
+  void* out;
+  /** Elements. */
+  int64_t count;
+};
+
+/** At most kMost ranks. Grid: any number of blocks up to kMaxBlocks, of 32 to 512 threads. */
+template <typename T, int kMost, Algorithm kAlgorithm>
+__global__ void __launch_bounds__(512) AllReduce(const SumArgs args) {
+  const Peers& peers = args.peers;
+  if (!Open(peers)) return;
+  const Vectors<T> in(args.in, args.count), out(args.out, args.count);
+  const auto get = [&](int64_t at) { return in.Get(at); };
+  const auto join = [](int64_t, const float(&sum)[kLanes<T>]) { return Pack<T>(sum); };
+  const int64_t total = VectorsOf<T>(args.count);
+  const int64_t first = FirstOf(total, blockIdx.x, gridDim.x), end = FirstOf(total, blockIdx.x + 1, gridDim.x);
+  Exchange<T, kMost, kAlgorithm, decltype(get), decltype(join)> exchange(peers, total, get, join);
+  if (!exchange.Begin(first, end)) return;
+  bool missing = false;
+  for (int64_t at = first + threadIdx.x; at < end && !missing; at += blockDim.x) {
+    Packet result;
+    missing = !exchange.Take(at, result);
+    if (!missing) out.Put(at, result);
+  }
+  if constexpr (kAlgorithm == Algorithm::kLamport) {
+    if (__syncthreads_or(missing)) return;
+  }
+  exchange.End();
+}
+
+}  // namespace rankmesh::cuda

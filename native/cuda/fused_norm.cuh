@@ -1,0 +1,151 @@
+// h = residual + (x_0 + x_1 + ... + x_(ranks-1)) + bias; y = h * rsqrt(mean(h^2) + eps) * (weight_bias + gamma); then y quantised: one kernel.
+//
+// The fused all-reduce of a tensor-parallel decoder, in the three ways of all_reduce.cuh. Contract: partials add in float32, ranks ascending,
+// then the residual, then the bias, and h is rounded to the element type once; the norm is that of the rounded h, y is rounded once, and
+// what is quantised is the rounded y. Every step of the norm is a correctly rounded one, in an order that depends on n alone: a row's bits do
+// not depend on the other rows, on the number of blocks nor on the way. All ranks write all rows; two-shot exchanges h.
+//
+// Grid: any number of blocks up to kMaxBlocks, rows are dealt out in order; RowThreads<T>(n) threads. Rows of any size, multiples of 16 for
+// fp4; rows and pointers of whole packets are faster. residual_out may be residual_in; out may be in.
+#pragma once
+#include "all_reduce.cuh"
+#include "quantise.cuh"
+
+namespace rankmesh::cuda {
+
+/** Of a row of n: float32 1 / sqrt(sum of squares / n + eps), every step rounded. */
+__device__ inline float RowScale(float squares, int64_t n, float eps) {
+  return __fdiv_rn(1.0f, __fsqrt_rn(__fadd_rn(__fdiv_rn(squares, static_cast<float>(n)), eps)));
+}
+
+struct NormArgs {
+  Peers peers;
+  /** [rows, n], this rank's partial sums. */
+  const void* in;
+  const void* residual_in;
+  /** [rows, n]: h. */
+  void* residual_out;
+  /** [n]. */
+  const void* gamma;
+  /** [n], or null. */
+  const void* bias;
+  /** [rows, n]: y; null where it is not wanted. */
+  void* out;
+  int64_t rows;
+  int64_t n;
+  float eps;
+  /** 1 for models that store gamma - 1. */
+  float weight_bias;
+  QuantArgs quant;
+};
+
+/** Row `row` of a matrix whose rows have n elements. */
+template <typename T>
+__device__ inline Vectors<T> RowOf(const void* data, int64_t row, int64_t n) {
+  return Vectors<T>(static_cast<const typename T::Bits*>(data) + row * n, n);
+}
+
+/** The norm of one row and what follows it; h is in `residual_out`, its vector threadIdx.x also in `mine`. All threads of the block. */
+template <typename T>
+__device__ inline void WriteRow(const NormArgs& args, int64_t row, const Packet& mine, float scale, BlockReduce& reduce) {
+  const QuantArgs& quant = args.quant;
+  const Vectors<T> h = RowOf<T>(args.residual_out, row, args.n), gamma(args.gamma, args.n), out = RowOf<T>(args.out, row, args.n);
+  const int64_t vectors = VectorsOf<T>(args.n);
+  const auto weighted = [&](float value, float weight) {
+    return __fmul_rn(__fmul_rn(value, scale), args.weight_bias == 0.0f ? weight : __fadd_rn(weight, args.weight_bias));
+  };
+  // Vector i of y, as rounded.
+  const auto normed = [&](int64_t i, float(&y)[kLanes<T>], bool keep) {
+    float weight[kLanes<T>];
+    Unpack<T>(i == threadIdx.x ? mine : h.Get(i), y);
+    Unpack<T>(gamma.Get(i), weight);
+#pragma unroll
+    for (int k = 0; k < kLanes<T>; k++) y[k] = weighted(y[k], weight[k]);
+    const Packet packet = Pack<T>(y);
+    if (keep && args.out != nullptr) out.Put(i, packet);
+    Unpack<T>(packet, y);
+  };
+  uint8_t* const codes = quant.codes + row * args.n;
+  uint32_t peak = 0;
+  // Whole warps together, since fp4 blocks lie across lanes.
+  for (int64_t first = 0; first < vectors; first += blockDim.x) {
+    const int64_t i = first + threadIdx.x;
+    float y[kLanes<T>] = {};
+    if (i < vectors) normed(i, y, true);
+    if (quant.quant == Quant::kFp4) PutFp4<T>(quant, row, args.n, i, y, i < vectors);
+    if (i >= vectors) continue;
+    if (quant.quant == Quant::kFp8) {
+      PutFp8<T>(codes, args.n, i, y, [&](float v) { return EncodeE4m3(Product(v, quant.factor), v); });
+    } else if (quant.quant == Quant::kFp8Rows) {
+#pragma unroll
+      for (int k = 0; k < kLanes<T>; k++) peak = PeakBits(y[k]) > peak ? PeakBits(y[k]) : peak;
+    }
+  }
+  if (quant.quant == Quant::kFp8Rows) {
+    const float wanted = __fdiv_rn(__uint_as_float(reduce.Max(peak)), 448.0f);
+    const float unit = wanted > kLeastRowScale ? wanted : kLeastRowScale;
+    if (threadIdx.x == 0) reinterpret_cast<float*>(quant.scales)[row] = unit;
+    for (int64_t i = threadIdx.x; i < vectors; i += blockDim.x) {
+      float y[kLanes<T>];
+      normed(i, y, false);
+      PutFp8<T>(codes, args.n, i, y, [&](float v) { return EncodeE4m3(__fdiv_rn(v, unit), v); });
+    }
+  } else if (quant.quant == Quant::kFp8Groups) {
+    __syncthreads();  // from here on a thread reads h that others wrote
+    using Bits = typename T::Bits;
+    const Bits* const row_of_h = static_cast<const Bits*>(args.residual_out) + row * args.n;
+    PutGroups(quant, args.rows, row, args.n, [&](int64_t k) {
+      return T::Widen(T::Round(weighted(T::Widen(row_of_h[k]), T::Widen(static_cast<const Bits*>(args.gamma)[k]))));
+    });
+  }
+}
+
+/** At most kMost ranks. */
+template <typename T, int kMost, Algorithm kAlgorithm>
+__global__ void __launch_bounds__(kMaxThreads) AllReduceNorm(const NormArgs args) {
+  const Peers& peers = args.peers;
+  if (!Open(peers)) return;
+  const int64_t n = args.n, vectors = VectorsOf<T>(n);
+  const Vectors<T> bias(args.bias, n);
+  const auto get = [&](int64_t at) { return RowOf<T>(args.in, at / vectors, n).Get(at % vectors); };
+  const auto join = [&](int64_t at, const float(&sum)[kLanes<T>]) {
+    float s[kLanes<T>], added[kLanes<T>];
+    Unpack<T>(RowOf<T>(args.residual_in, at / vectors, n).Get(at % vectors), s);
+#pragma unroll
+    for (int k = 0; k < kLanes<T>; k++) s[k] = __fadd_rn(s[k], sum[k]);
+    if (args.bias != nullptr) {
+      Unpack<T>(bias.Get(at % vectors), added);
+#pragma unroll
+      for (int k = 0; k < kLanes<T>; k++) s[k] = __fadd_rn(s[k], added[k]);
+    }
+    return Pack<T>(s);
+  };
+  const int64_t first = FirstOf(args.rows, blockIdx.x, gridDim.x), end = FirstOf(args.rows, blockIdx.x + 1, gridDim.x);
+  Exchange<T, kMost, kAlgorithm, decltype(get), decltype(join)> exchange(peers, args.rows * vectors, get, join);
+  if (!exchange.Begin(first * vectors, end * vectors)) return;
+  BlockReduce reduce;
+  for (int64_t row = first; row < end; row++) {
+    const Vectors<T> h = RowOf<T>(args.residual_out, row, n);
+    Packet mine{};
+    float squares = 0.0f;
+    bool missing = false;
+    for (int64_t i = threadIdx.x; i < vectors; i += blockDim.x) {
+      Packet packet;
+      missing = !exchange.Take(row * vectors + i, packet);
+      if (missing) break;
+      if (i == threadIdx.x) mine = packet;
+      h.Put(i, packet);
+      float value[kLanes<T>];
+      Unpack<T>(packet, value);
+#pragma unroll
+      for (int k = 0; k < kLanes<T>; k++) squares = __fmaf_rn(value[k], value[k], squares);
+    }
+    if constexpr (kAlgorithm == Algorithm::kLamport) {
+      if (__syncthreads_or(missing)) return;
+    }
+    WriteRow<T>(args, row, mine, RowScale(reduce.Sum(squares), n, args.eps), reduce);
+  }
+  exchange.End();
+}
+
+}  // namespace rankmesh::cuda

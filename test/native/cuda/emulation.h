@@ -1,0 +1,386 @@
+// CUDA's threads on a CPU, for tests of kernels: each is a fiber, and those of all blocks and ranks take turns in an order made of a seed.
+//
+// Kernels of one rank run one after another, those of several ranks side by side and at odds in pace. A barrier in which a thread is missing,
+// and a wait that nobody ends, end the program with a message. Nothing but barriers, atomics and the order of kernels puts accesses of different
+// threads in an order, which ThreadSanitizer checks. Not emulated: that memory of other devices changes later than it was written to,
+// unless by atomics without order, and that warps run in step.
+#pragma once
+#include <cmath>
+#include <cstring>
+#include <functional>
+#include <memory>
+#include <vector>
+
+#include "fiber.h"
+
+#define __global__
+#define __device__
+#define __host__
+#define __launch_bounds__(...)
+
+struct Index3 {
+  unsigned x = 0, y = 0, z = 0;
+};
+inline Index3 threadIdx, blockIdx, blockDim, gridDim;
+
+namespace emulation {
+
+/** What a test may have broken, to see that it is found. */
+struct Planted {
+  /** Barrier that the threads of a kernel pass without waiting: 1 for the first. */
+  int barrier = 0;
+  /** Flags carry no order with them. */
+  bool relaxed = false;
+  /** Waits for flags end before the flag is there. */
+  bool hasty = false;
+};
+inline Planted planted;
+
+enum class State : uint8_t { kReady, kAtBarrier, kAtShuffle, kDone };
+
+struct Block;
+struct Stream;
+
+struct Thread {
+  static void Entry();
+  Thread() : fiber(Entry) {}
+  Fiber fiber;
+  Block* block = nullptr;
+  unsigned index = 0;
+  State state = State::kDone;
+  int barriers = 0;
+  int vote = 0;
+  float exchanged = 0;
+};
+
+struct Launch {
+  unsigned blocks, threads;
+  std::function<void()> kernel;
+};
+
+struct Block {
+  Stream* stream = nullptr;
+  const Launch* launch = nullptr;
+  unsigned index = 0;
+  /** As many as the launch has, one after another. */
+  Thread* const* threads = nullptr;
+  unsigned ended = 0;
+  unsigned at_barrier = 0;
+  unsigned round = 0;
+  int votes[2] = {0, 0};
+  unsigned at_shuffle[32] = {};
+  float* floats = nullptr;
+  /** Addresses for `Acquire` and `Release`: of barriers in turn. */
+  char order[2] = {0, 0};
+};
+
+/** Kernels of one rank, in order. */
+struct Stream {
+  std::vector<Launch> queue;
+  size_t begun = 0;
+  unsigned unfinished = 0;
+  std::vector<Block> blocks;
+  std::vector<std::unique_ptr<Thread>> owned;
+  std::vector<Thread*> threads;
+  std::vector<Thread*> ready;
+  std::vector<float> floats = std::vector<float>(kMostBlocks * kFloats);
+  /** Addresses for `Acquire` and `Release`: what the kernels before have done, in turn. */
+  char order[2] = {0, 0};
+
+  static constexpr unsigned kMostBlocks = 64;
+  static constexpr unsigned kFloats = rankmesh::cuda::kBlockFloats;
+};
+
+class Machine {
+ public:
+  Machine(int ranks, uint32_t seed) : streams_(ranks), random_(seed) {}
+
+  /** Adds a kernel to a rank's stream; arguments are copied. */
+  void Launch(int rank, unsigned blocks, unsigned threads, std::function<void()> kernel) {
+    if (blocks > Stream::kMostBlocks || threads % 32 != 0) Fail("more blocks than are emulated, or warps that are not whole");
+    streams_[rank].queue.push_back({blocks, threads, std::move(kernel)});
+  }
+
+  /** Runs all that was launched. `meanwhile` is called now and then, as the host would act beside the devices. */
+  void Run(const std::function<void()>& meanwhile = {});
+
+  /** Nanoseconds of emulated time. */
+  EMULATION_UNSEEN uint64_t now() const { return steps_ * kStep; }
+  EMULATION_UNSEEN uint32_t Random() {
+    uint32_t word = random_ += 0x9e3779b9u;
+    word = (word ^ (word >> 16)) * 0x85ebca6bu;
+    word = (word ^ (word >> 13)) * 0xc2b2ae35u;
+    return word ^ (word >> 16);
+  }
+
+  Fiber host;
+  Thread* current = nullptr;
+
+ private:
+  static constexpr uint64_t kStep = 50;
+  /** Most steps that some ranks do while the others stand still. */
+  static constexpr uint64_t kSpell = 512;
+  /** Steps of a run, more than any test needs. */
+  static constexpr uint64_t kMost = 400'000'000;
+
+  bool Advance(Stream& stream);
+  void Start(Stream& stream);
+  void Settle(Stream& stream, Thread& thread);
+  EMULATION_UNSEEN void Enter(Thread& thread);
+  uint32_t Below(size_t count) { return static_cast<uint32_t>((uint64_t{Random()} * count) >> 32); }
+
+  std::vector<Stream> streams_;
+  uint32_t random_;
+  uint64_t steps_ = 0;
+};
+inline Machine* machine = nullptr;
+
+/** From a thread to the machine, until it is its turn again. */
+EMULATION_UNSEEN inline void Leave(State state) {
+  Thread& self = *machine->current;
+  self.state = state;
+  self.fiber.SwitchTo(machine->host);
+}
+
+EMULATION_UNSEEN inline Block& CurrentBlock() { return *machine->current->block; }
+EMULATION_UNSEEN inline const std::function<void()>& CurrentKernel() { return CurrentBlock().launch->kernel; }
+/** Where a kernel finds what was before it, and leaves what it has done: 0 and 1. */
+EMULATION_UNSEEN inline void* OrderOf(int end) {
+  Stream& stream = *CurrentBlock().stream;
+  return &stream.order[(stream.begun + end) & 1];
+}
+
+inline void Thread::Entry() {
+  machine->current->fiber.Begin();
+  for (;;) {
+    Acquire(OrderOf(0));
+    CurrentKernel()();
+    Release(OrderOf(1));
+    Leave(State::kDone);
+  }
+}
+
+inline void Machine::Enter(Thread& thread) {
+  const Block& block = *thread.block;
+  current = &thread;
+  threadIdx.x = thread.index;
+  blockIdx.x = block.index;
+  blockDim.x = block.launch->threads;
+  gridDim.x = block.launch->blocks;
+  thread.state = State::kReady;
+  host.SwitchTo(thread.fiber);
+}
+
+/** Shared memory that nobody has written to yet. */
+EMULATION_UNSEEN inline void Poison(float* at, unsigned count) {
+  for (unsigned i = 0; i < count; i++) at[i] = __builtin_nanf("");
+}
+
+/** The stream's next kernel, `queue[begun]`. */
+inline void Machine::Start(Stream& stream) {
+  const auto& launch = stream.queue[stream.begun];
+  Poison(stream.floats.data(), launch.blocks * Stream::kFloats);
+  stream.unfinished = launch.blocks * launch.threads;
+  while (stream.threads.size() < stream.unfinished) {
+    stream.owned.push_back(std::make_unique<Thread>());
+    stream.threads.push_back(stream.owned.back().get());
+  }
+  stream.blocks.assign(launch.blocks, Block{});
+  for (unsigned b = 0; b < launch.blocks; b++) {
+    Block& block = stream.blocks[b];
+    block.stream = &stream;
+    block.launch = &launch;
+    block.index = b;
+    block.threads = stream.threads.data() + b * launch.threads;
+    block.floats = stream.floats.data() + b * Stream::kFloats;
+    for (unsigned t = 0; t < launch.threads; t++) {
+      Thread& thread = *block.threads[t];
+      thread.block = &block;
+      thread.index = t;
+      thread.barriers = 0;
+      stream.ready.push_back(&thread);
+    }
+  }
+}
+
+/** Whether the stream has something to run. */
+inline bool Machine::Advance(Stream& stream) {
+  if (stream.unfinished == 0 && !stream.blocks.empty()) {
+    stream.blocks.clear();
+    stream.begun++;
+  }
+  if (stream.begun == stream.queue.size()) return false;
+  if (stream.blocks.empty()) Start(stream);
+  return true;
+}
+
+/** After a thread has left: who goes on now. */
+inline void Machine::Settle(Stream& stream, Thread& thread) {
+  Block& block = *thread.block;
+  if (thread.state == State::kDone) {
+    block.ended++;
+    stream.unfinished--;
+    if (block.at_barrier) Fail("a thread ends while others of its block wait at a barrier");
+  } else if (thread.state == State::kAtBarrier) {
+    block.votes[block.round & 1] |= thread.vote;
+    if (block.ended) Fail("a barrier that a thread which has ended will not reach");
+    if (++block.at_barrier < block.launch->threads) return;
+    block.at_barrier = 0;
+    block.round++;
+    block.votes[block.round & 1] = 0;
+    for (unsigned t = 0; t < block.launch->threads; t++) stream.ready.push_back(block.threads[t]);
+  } else if (thread.state == State::kAtShuffle) {
+    const unsigned warp = thread.index / 32;
+    if (++block.at_shuffle[warp] < 32) return;
+    block.at_shuffle[warp] = 0;
+    for (unsigned t = 32 * warp; t < 32 * warp + 32; t++) {
+      if (block.threads[t]->state != State::kAtShuffle) Fail("lanes of a warp are at a shuffle and at a barrier");
+      stream.ready.push_back(block.threads[t]);
+    }
+  }
+}
+
+inline void Machine::Run(const std::function<void()>& meanwhile) {
+  machine = this;
+  for (Stream& stream : streams_) Release(&stream.order[stream.begun & 1]);
+  uint64_t until = 0;
+  const uint64_t end = steps_ + kMost;
+  std::vector<Stream*> busy, lively;
+  for (bool settled = false;;) {
+    if (!settled || steps_ >= until) {
+      busy.clear();
+      lively.clear();
+      for (Stream& stream : streams_) {
+        if (Advance(stream)) busy.push_back(&stream);
+      }
+      if (busy.empty()) break;
+      for (Stream* stream : busy) {
+        if (Random() & 1) lively.push_back(stream);
+      }
+      if (lively.empty()) lively.push_back(busy[Below(busy.size())]);
+      until = steps_ + 1 + Below(kSpell);
+      settled = true;
+      if (meanwhile) meanwhile();
+    }
+    Stream& stream = *lively[Below(lively.size())];
+    if (stream.ready.empty()) Fail("all threads of a kernel wait for each other");
+    const uint32_t at = Below(stream.ready.size());
+    Thread& thread = *stream.ready[at];
+    steps_++;
+    if (steps_ > end) Fail("a kernel does not end");
+    Enter(thread);
+    if (thread.state == State::kReady) continue;
+    stream.ready[at] = stream.ready.back();
+    stream.ready.pop_back();
+    Settle(stream, thread);
+    if (stream.unfinished == 0) settled = false;
+  }
+  current = nullptr;
+  for (Stream& stream : streams_) {
+    Acquire(&stream.order[stream.begun & 1]);
+    stream.queue.clear();
+    stream.begun = 0;
+  }
+}
+
+EMULATION_UNSEEN inline int Barrier(int vote) {
+  Thread& self = *machine->current;
+  Block& block = *self.block;
+  if (++self.barriers == planted.barrier) return vote;
+  const unsigned round = block.round & 1;
+  self.vote = vote;
+  Release(&block.order[round]);
+  Leave(State::kAtBarrier);
+  Acquire(&block.order[round]);
+  return block.votes[round];
+}
+
+EMULATION_UNSEEN inline float Shuffled(float value, unsigned other) {
+  Thread& self = *machine->current;
+  self.exchanged = value;
+  Leave(State::kAtShuffle);
+  const float result = self.block->threads[self.index ^ other]->exchanged;
+  Leave(State::kAtShuffle);  // nobody writes `exchanged` again before all have read
+  return result;
+}
+
+/** Now and then others run first. */
+EMULATION_UNSEEN inline void Perhaps() {
+  if (machine->current && (machine->Random() & 7) == 0) Leave(State::kReady);
+}
+
+}  // namespace emulation
+
+inline void __syncthreads() { emulation::Barrier(0); }
+inline int __syncthreads_or(int vote) { return emulation::Barrier(vote != 0); }
+inline float __shfl_xor_sync(unsigned, float value, unsigned lanes) { return emulation::Shuffled(value, lanes); }
+inline float __fadd_rn(float a, float b) { return a + b; }
+inline float __fmul_rn(float a, float b) { return a * b; }
+inline float __fdiv_rn(float a, float b) { return a / b; }
+inline float __fsqrt_rn(float a) { return std::sqrt(a); }
+inline float __fmaf_rn(float a, float b, float c) { return std::fma(a, b, c); }
+inline uint32_t __float_as_uint(float value) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  return bits;
+}
+inline float __uint_as_float(uint32_t bits) {
+  float value;
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
+namespace rankmesh::cuda {
+
+inline void StoreRelease(uint64_t* to, uint64_t value) {
+  emulation::Perhaps();
+  if (emulation::planted.relaxed) __atomic_store_n(to, value, __ATOMIC_RELAXED);
+  else __atomic_store_n(to, value, __ATOMIC_RELEASE);
+}
+
+inline uint64_t LoadAcquire(const uint64_t* from) {
+  emulation::Perhaps();
+  if (emulation::planted.hasty) return UINT64_MAX;
+  return emulation::planted.relaxed ? __atomic_load_n(from, __ATOMIC_RELAXED) : __atomic_load_n(from, __ATOMIC_ACQUIRE);
+}
+
+inline void StoreRelaxed(uint32_t* to, uint32_t value) { __atomic_store_n(to, value, __ATOMIC_RELAXED); }
+inline uint32_t LoadRelaxed(const uint32_t* from) { return __atomic_load_n(from, __ATOMIC_RELAXED); }
+
+/** The words in any order, others between them. */
+inline void StoreRelaxed(Packet* to, const Packet& packet) {
+  const uint32_t first = emulation::machine->Random();
+  for (uint32_t i = 0; i < 4; i++) {
+    emulation::Perhaps();
+    StoreRelaxed(&to->word[(first + i) % 4], packet.word[(first + i) % 4]);
+  }
+}
+
+inline Packet LoadRelaxed(const Packet* from) {
+  Packet packet;
+  for (int i = 0; i < 4; i++) packet.word[i] = LoadRelaxed(&from->word[i]);
+  return packet;
+}
+
+inline Packet Load(const Packet* from) { return *from; }
+inline void Store(Packet* to, const Packet& packet) { *to = packet; }
+inline uint32_t CountUp(uint32_t* counter) { return __atomic_fetch_add(counter, 1, __ATOMIC_ACQ_REL); }
+inline uint32_t SetBits(uint32_t* word, uint32_t bits) { return __atomic_fetch_or(word, bits, __ATOMIC_RELAXED); }
+inline uint64_t Nanoseconds() { return emulation::machine->now(); }
+inline void Pause() { emulation::Leave(emulation::State::kReady); }
+EMULATION_UNSEEN inline float* BlockFloats() { return emulation::CurrentBlock().floats; }
+
+inline float HalfToFloat(uint16_t half) {
+  _Float16 value;
+  std::memcpy(&value, &half, sizeof value);
+  return static_cast<float>(value);
+}
+
+inline uint16_t FloatToHalf(float value) {
+  const _Float16 half = static_cast<_Float16>(value);
+  uint16_t bits;
+  std::memcpy(&bits, &half, sizeof bits);
+  return bits;
+}
+
+}  // namespace rankmesh::cuda

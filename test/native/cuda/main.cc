@@ -1,0 +1,16 @@
+// Tests of the CUDA kernels on the CPU. Arguments: sums, norms or faults; seed; rounds; what is planted: barrier=K, relaxed or hasty.
+#include "support.h"
+
+int main(int argc, char** argv) {
+  if (argc < 4) test::Wrong("arguments: what seed rounds [planted]");
+  const std::string what = argv[1], plant = argc > 4 ? argv[4] : "";
+  test::Random random(static_cast<uint32_t>(std::strtoul(argv[2], nullptr, 10)));
+  const int rounds = std::atoi(argv[3]);
+  if (plant.rfind("barrier=", 0) == 0) emulation::planted.barrier = std::atoi(plant.c_str() + 8);
+  emulation::planted.relaxed = plant == "relaxed";
+  emulation::planted.hasty = plant == "hasty";
+  if (what == "sums") test::CheckSums(random, rounds);
+  if (what == "norms") test::CheckNorms(random, rounds);
+  if (what == "faults") test::CheckFaults(random);
+  return 0;
+}

@@ -1,0 +1,86 @@
+// Plain all-reduces: many calls on one workspace, every rank's results against sums made apart.
+#include "support.h"
+
+namespace test {
+namespace {
+
+template <typename T>
+struct Call {
+  Algorithm way;
+  int64_t count;
+  bool in_place;
+  std::vector<Buffer> in, out, given;
+};
+
+template <typename T>
+void Check(Call<T>& call, int ranks) {
+  using Bits = typename T::Bits;
+  for (int r = 0; r < ranks; r++) {
+    if (!call.out[r].GuardsHold()) Wrong("%s %s: written outside of %ld elements on rank %d", NameOf<T>(), NameOf(call.way), call.count, r);
+  }
+  for (int64_t i = 0; i < call.count; i++) {
+    float sum = T::Widen(call.given[0].template As<Bits>()[i]);
+    double exact = sum, size = std::fabs(sum);
+    for (int r = 1; r < ranks; r++) {
+      const float value = T::Widen(call.given[r].template As<Bits>()[i]);
+      sum += value;
+      exact += value;
+      size += std::fabs(value);
+    }
+    const Bits wanted = T::Round(sum);
+    for (int r = 0; r < ranks; r++) {
+      const Bits got = (call.in_place ? call.in : call.out)[r].template As<Bits>()[i];
+      const double value = T::Widen(got);
+      const bool near = !std::isfinite(exact) || !std::isfinite(value) || std::fabs(value - exact) <= Tolerance<T>(exact) + size * ranks * 0x1p-24;
+      if (got == wanted && near) continue;
+      Wrong("%s %s, %d ranks, element %ld of %ld on rank %d: %x instead of %x, %g of %g", NameOf<T>(), NameOf(call.way), ranks, i, call.count, r, got,
+            wanted, value, exact);
+    }
+  }
+}
+
+template <typename T>
+void Run(Random& random, int ranks, int calls, int most) {
+  using Bits = typename T::Bits;
+  const Group group(ranks, {DataBytes<T>(1, most), LamportBytes<T>(ranks, 1, most)});
+  emulation::Machine machine(ranks, random.Bits());
+  std::vector<Call<T>> all(calls);
+  for (auto& call : all) {
+    call.way = kWays[random.Below(3)];
+    call.count = random.OneIn(6) ? most : random.Below(random.OneIn(2) ? 40 : most);
+    call.in_place = random.OneIn(4);
+    const Values values = random.OneIn(3) ? Values::kSpecial : Values::kOrdinary;
+    const auto blocks = static_cast<unsigned>(random.Between(1, 3)), threads = static_cast<unsigned>(32 * random.Between(1, 2));
+    for (int r = 0; r < ranks; r++) {
+      const size_t offset = random.OneIn(3) ? sizeof(Bits) : 0;
+      call.in.push_back(Elements<T>(random, call.count, values, offset));
+      call.given.emplace_back(call.count * sizeof(Bits));
+      std::memcpy(call.given[r].data(), call.in[r].data(), call.count * sizeof(Bits));
+      call.out.emplace_back(call.count * sizeof(Bits), random.OneIn(3) ? sizeof(Bits) : 0);
+      LaunchSum<T>(machine, call.way, blocks, threads, {group.PeersOf(r), call.in[r].data(), (call.in_place ? call.in : call.out)[r].data(), call.count});
+    }
+  }
+  machine.Run();
+  for (int r = 0; r < ranks; r++) {
+    if (group.StatusOf(r) != 0) Wrong("status %x on rank %d", group.StatusOf(r), r);
+  }
+  for (auto& call : all) Check(call, ranks);
+}
+
+}  // namespace
+
+void CheckSums(Random& random, int rounds) {
+  int calls = 0;
+  for (int round = 0; round < rounds; round++) {
+    for (const int ranks : {1, 2, 4, 8, random.Between(3, 8)}) {
+      const int each = random.Between(8, 12), most = random.Between(1, 1500);
+      Run<Float32>(random, ranks, each, most);
+      Run<Bfloat16>(random, ranks, each, most);
+      Run<Float16>(random, ranks, each, most);
+      calls += 3 * each;
+    }
+  }
+  std::printf("%d sums\n", calls);
+}
+
+}  // namespace test
