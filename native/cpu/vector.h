@@ -122,6 +122,11 @@ struct F32 {
 };
 
 RANKMESH_INLINE Words Widen(const uint16_t* from) {
+#if defined(__AVX512F__)
+  return (Words)_mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
+#elif defined(__AVX2__)
+  return (Words)_mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+#endif
   Halves halves;
   std::memcpy(&halves, from, sizeof halves);
   return __builtin_convertvector(halves, Words);
