@@ -8,9 +8,10 @@ import * as invariant from './invariant.mjs'
 import * as moe from './moe.mjs'
 import * as patterns from './patterns.mjs'
 import * as peers from './peers.mjs'
+import * as plans from './plans.mjs'
 import * as ranks from './ranks.mjs'
 
-const BENCHMARKS = { ranks, invariant, fused, patterns, moe, bandwidth, crossings, host, decode, peers }
+const BENCHMARKS = { ranks, invariant, fused, patterns, moe, bandwidth, crossings, host, decode, plans, peers }
 const names = process.argv.slice(2)
 
 if (names.length === 0) {

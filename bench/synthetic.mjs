@@ -1,4 +1,4 @@
-// Llama models of random weights as GGUF files, for timing alone: node bench/synthetic.mjs FOLDER [1.1b|15m] [f16,q8_0,q4_0]
+// Llama models of random weights as GGUF files, for timing alone: node bench/synthetic.mjs FOLDER [1.1b|57m|15m] [f16,q8_0,q4_0]
 import { randomFillSync } from 'node:crypto'
 import { closeSync, mkdirSync, openSync, writeSync } from 'node:fs'
 import { join } from 'node:path'
@@ -6,6 +6,7 @@ import { pathToFileURL } from 'node:url'
 
 const SHAPES = {
   '1.1b': { hidden: 2048, mlp: 5632, layers: 22, heads: 32, kvHeads: 4, vocab: 32000, context: 2048 },
+  '57m': { hidden: 512, mlp: 1536, layers: 12, heads: 8, kvHeads: 8, vocab: 16000, context: 512 },
   '15m': { hidden: 288, mlp: 768, layers: 6, heads: 6, kvHeads: 6, vocab: 32000, context: 512 },
 }
 /** GGUF's numbers for types, and elements and bytes of a block. */
