@@ -13,6 +13,8 @@ import { operandOf } from '../staged/member.ts'
 
 export class CpuGroup extends StagedGroup {
   readonly devices: readonly CpuDevice[]
+  /** Of one slice a rank: ((a + b) + c) + ... */
+  readonly joins: readonly number[]
   readonly #queues: readonly Queue[]
   /** Collectives through host memory that have not ended. */
   #staged = 0
@@ -21,6 +23,7 @@ export class CpuGroup extends StagedGroup {
   constructor(devices: readonly CpuDevice[]) {
     super(devices, null)
     this.devices = devices
+    this.joins = devices.map((_, rank) => Number(rank > 0))
     this.#queues = devices.map(({ queue }) => queue)
   }
 
@@ -49,14 +52,10 @@ export class CpuGroup extends StagedGroup {
     ;(this.#queues[rank] as Queue).record(op, numbers, operands, written)
   }
 
-  /** Brings bytes to the places of other ranks that are not where the bytes are, each by its own rank. */
-  copies(from: Source, to: readonly Source[]): void {
-    const places: Source[] = [from]
-    for (const place of to) {
-      if (places.some((known) => samePlace(known, place))) continue
-      places.push(place)
-      if (from.byteLength > 0) this.alone(place.rank, OP.copy, [from.byteLength], [placeOf(from), placeOf(place)], [1])
-    }
+  /** Brings bytes to the place of another rank, by that rank; nothing where it is the same place. */
+  copy(from: Source, to: Source): void {
+    if (from.byteLength === 0 || samePlace(from, to)) return
+    this.alone(to.rank, OP.copy, [from.byteLength], [placeOf(from), placeOf(to)], [1])
   }
 
   /** An operand as it is now where a command that reads it writes part of its bytes: itself, or a copy. `inPlace`: it may write exactly there. */

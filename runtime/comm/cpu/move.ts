@@ -85,7 +85,7 @@ export async function broadcast(member: Member, x: Tensor, { src = 0, ...options
   const call = `broadcast(${describeTensor(x)}, src ${src})`
   const result = await recorded(member, call, held(x, check), options, (operands, results) => {
     const y = results.of(src, x.shape, x.dtype)
-    member.group.copies(operands[src] as Operand, [y.operand])
+    member.group.copy(operands[src] as Operand, y.operand)
     return results.shared(y)
   })
   return member.counted(member.rank === src ? x : null, result)
@@ -103,8 +103,10 @@ export async function broadcastInto(member: Member, x: Tensor, { src = 0, ...opt
     return hold(x, 'rw')
   }
   await recorded<Operand, null>(member, call, prepare, options, (operands) => {
-    member.group.copies(operands[src] as Operand, operands)
-    return operands.map(() => null)
+    return operands.map((operand) => {
+      member.group.copy(operands[src] as Operand, operand)
+      return null
+    })
   })
   return member.counted(member.rank === src ? x : null, x)
 }

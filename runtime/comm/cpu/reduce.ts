@@ -47,12 +47,7 @@ export async function allReduce(
     const operands = payloads.map((p) => p.x)
     const numbers = [1, x.size, x.size]
     if (x.size > 0) reduceInto(member.group, operands, y.operand, op, { numbers, results })
-    return handedOut(
-      member.group,
-      y,
-      payloads.map((p) => p.out),
-      results,
-    )
+    return handedOut(member.group, y, payloads, results)
   })
   return member.counted(x, result)
 }
@@ -154,42 +149,35 @@ export async function allReduceResidualBiasRMSNorm(member: Member, args: FusedNo
   }
   const result = await recorded(member, call, prepare, options, (payloads, results) => {
     const { group } = member
-    const [lead] = payloads as [FusedOperands]
+    const lead = payloads[0] as FusedOperands
     const y = lead.out ?? results.of(0, residual.shape, residual.dtype)
     const n = residual.shape.at(-1) as number
     if (residual.size > 0) {
       const written = [lead.residual, y.operand]
-      const sources = payloads.map((p) => group.steady(p.x, written, !tree, results))
-      const { slices, joins } = tree ? treeOf(sources, tree, residual.size) : listOf(sources)
-      const [gamma, added] = [lead.weight, lead.bias ?? lead.weight].map((operand) => group.steady(operand, written, false, results))
-      const types = [TYPE[elementType(x.dtype, 'x')], TYPE[elementType(residual.dtype, 'residual')]]
-      const numbers = [residual.size / n, n, slices.length, ...types, eps, Number(zeroCentered), Number(bias !== undefined), ...joins]
-      const operands = [...slices, placeOf(lead.residual), gamma as Place, added as Place, placeOf(y.operand)]
-      group.together(OP.reduceNorm, numbers, operands, [slices.length, slices.length + 3])
-      group.copies(
-        lead.residual,
-        payloads.map((p) => p.residual),
-      )
+      const own = payloads.map((p) => group.steady(p.x, written, !tree, results))
+      const { slices, joins } = tree ? treeOf(own, tree, residual.size) : { slices: own, joins: group.joins }
+      const gamma = group.steady(lead.weight, written, false, results)
+      const added = lead.bias ? group.steady(lead.bias, written, false, results) : gamma
+      const xType = TYPE[elementType(x.dtype, 'x')]
+      const type = TYPE[elementType(residual.dtype, 'residual')]
+      const numbers = [residual.size / n, n, slices.length, xType, type, eps, Number(zeroCentered), Number(bias !== undefined)]
+      const operands = [placeOf(lead.residual), gamma, added, placeOf(y.operand)]
+      group.together(OP.reduceNorm, numbers.concat(joins), slices.concat(operands), [slices.length, slices.length + 3])
+      for (const p of payloads) group.copy(lead.residual, p.residual)
     }
-    return handedOut(
-      group,
-      y,
-      payloads.map((p) => p.out),
-      results,
-    )
+    return handedOut(group, y, payloads, results)
   })
   member.counts.fused++
   return member.counted(x, result)
 }
 
 /** One result for all ranks, or, where they brought targets, in each of those. */
-function handedOut(group: CpuGroup, y: Target, targets: readonly (Target | undefined)[], results: Results): Tensor[] {
-  if (!targets[0]) return results.shared(y)
-  group.copies(
-    y.operand,
-    targets.map((target) => (target as Target).operand),
-  )
-  return targets.map((target) => (target as Target).tensor)
+function handedOut(group: CpuGroup, y: Target, payloads: readonly { out: Target | undefined }[], results: Results): Tensor[] {
+  if (!payloads[0]?.out) return results.shared(y)
+  return payloads.map(({ out }) => {
+    group.copy(y.operand, (out as Target).operand)
+    return (out as Target).tensor
+  })
 }
 
 /** Ranks' operands, or parts of them, joined into `y`; `numbers` are its rows, their length, and the length of the operands' rows. */
@@ -201,8 +189,8 @@ function reduceInto(
   { numbers, results }: { numbers: readonly number[]; results: Results },
 ): void {
   const [{ dtype }] = operands as [Operand]
-  const { slices, joins } = listOf(operands.map((operand) => group.steady(operand, [y], true, results)))
-  group.together(OP.reduce, reduction(numbers, dtype, op, joins), [...slices, placeOf(y)], [slices.length])
+  const slices = operands.map((operand) => group.steady(operand, [y], true, results))
+  group.together(OP.reduce, reduction(numbers, dtype, op, group.joins), [...slices, placeOf(y)], [slices.length])
 }
 
 /** The numbers of a `reduce` of one slice a rank. */
@@ -227,10 +215,9 @@ async function scattered(
     const parts = lengths().map((length, rank) => results.of(rank, x.shape.with(at, length), x.dtype))
     let start = 0
     for (const [rank, length] of lengths().entries()) {
-      const { slices, joins } = listOf(
-        operands.map(({ offset, ...rest }) => placeOf({ ...rest, offset: offset + start * dtypeSize(x.dtype) })),
-      )
-      const numbers = reduction([outer, length * inner, whole * inner], x.dtype, op, joins)
+      const from = start * dtypeSize(x.dtype)
+      const slices = operands.map((operand) => placeOf({ ...operand, offset: operand.offset + from }))
+      const numbers = reduction([outer, length * inner, whole * inner], x.dtype, op, member.group.joins)
       const y = placeOf((parts[rank] as Target).operand)
       if (outer * length * inner > 0) member.group.alone(rank, OP.reduce, numbers, [...slices, y], [slices.length])
       start += length * inner
@@ -240,19 +227,8 @@ async function scattered(
   return member.counted(x, result)
 }
 
-interface Joined {
-  slices: readonly Place[]
-  /** Behind each slice, see OP. */
-  joins: readonly number[]
-}
-
-/** ((a + b) + c) + ... */
-function listOf(slices: readonly Place[]): Joined {
-  return { slices, joins: slices.map((_, i) => Number(i > 0)) }
-}
-
 /** The ranks' subtree sums of `count` elements, in the order of the tree. */
-function treeOf(operands: readonly Place[], { spans }: TreeCut, count: number): Joined {
+function treeOf(operands: readonly Place[], { spans }: TreeCut, count: number): { slices: Place[]; joins: number[] } {
   const slots = slotsOf(spans)
   const slices: Place[] = []
   const joins: number[] = []
