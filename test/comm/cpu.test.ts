@@ -5,11 +5,12 @@ import { CpuComm } from '../../runtime/comm/cpu/comm.ts'
 import type { DeviceComm, ReduceOp } from '../../runtime/comm/device-comm.ts'
 import type { GroupHost } from '../../runtime/comm/host.ts'
 import { StagedComm } from '../../runtime/comm/staged/comm.ts'
+import type { CpuEngine, CpuQueue } from '../../runtime/core/addon.ts'
 import { type DType, encode } from '../../runtime/core/dtype.ts'
 import { type Shape, sizeOf } from '../../runtime/core/shape.ts'
 import { Tensor } from '../../runtime/core/tensor.ts'
 import { slotsOf } from '../../runtime/core/tree.ts'
-import type { CpuDevice } from '../../runtime/device/cpu/device.ts'
+import { CpuDevice } from '../../runtime/device/cpu/device.ts'
 import type { Device } from '../../runtime/device/device.ts'
 import { openDevice } from '../../runtime/device/open.ts'
 import { launch, type RankContext } from '../../runtime/scheduler/launch.ts'
@@ -306,7 +307,47 @@ describe('failures', () => {
   })
 })
 
-describe('what it says', () => {
+/** An engine whose queues take commands and never run them. */
+function stuckEngine(): CpuEngine {
+  let made = 0
+  const queue = (id: number): CpuQueue => {
+    return { id, submit() {}, finish: () => new Promise(() => {}), measure() {}, measured: () => [], close() {} }
+  }
+  return {
+    kernels: 'nothing',
+    allocate: (byteLength) => ({ id: made++, buffer: new ArrayBuffer(byteLength) }),
+    free() {},
+    createQueue: () => queue(made++),
+  }
+}
+
+describe('what it says, and what it does not wait for', () => {
+  it('none of them waits for a thread', async () => {
+    using device = CpuDevice.open(stuckEngine())
+    const ended = await launch({ ranks: 3, device, timeoutMs: 5000 }, async ({ comm, device }) => {
+      using x = Tensor.zeros([6, 12], { device })
+      using weight = Tensor.zeros([12], { device })
+      using residual = await comm.allocate([6, 12], { shared: true })
+      const tree = { spans: [0, 1, 2].map((start) => ({ start, count: 1 })) }
+      const done = [
+        await comm.allReduce(x),
+        await comm.allReduceTree(x, { tree, shape: [6, 12] }),
+        await comm.allReduceResidualBiasRMSNorm({ x, residual, weight }),
+        await comm.allGather(x),
+        await comm.allGatherV(x, { dim: 1 }),
+        await comm.gather(x),
+        await comm.broadcast(x),
+        await comm.broadcast(x, { inPlace: true }),
+        await comm.reduce(x),
+        await comm.reduceScatter(x),
+        await comm.reduceScatterV(x, { dim: 0, sizes: [1, 0, 5] }),
+      ]
+      for (const y of done) if (y !== x) y?.dispose()
+      return done.length
+    })
+    expect(ended).toEqual([11, 11, 11])
+  })
+
   it('counts collectives, and nothing that crosses', async () => {
     using device = (await openDevice('cpu')) as CpuDevice
     const found = await launch({ ranks: 2, device }, async ({ comm, device }: RankContext) => {
