@@ -16,9 +16,10 @@ export class Block {
   /** Who wrote it last, and how many commands that queue had recorded then. */
   writer: Progress | null = null
   written = 0
-  /** The same of who has read it since; few, so that a list is faster than a map. */
+  /** The same of who has read it since, the first `readings` of these lists, whose memory stays: there are many reads and few readers. */
   readonly readers: Progress[] = []
   readonly read: number[] = []
+  readings = 0
 
   constructor(id: number, buffer: ArrayBuffer) {
     this.id = id
@@ -28,24 +29,22 @@ export class Block {
   /** No command that has yet to run uses it. */
   get idle(): boolean {
     if (this.writer && this.written > this.writer.completed) return false
-    return this.readers.every((reader, i) => (this.read[i] as number) <= reader.completed)
+    for (let i = 0; i < this.readings; i++) if ((this.read[i] as number) > (this.readers[i] as Progress).completed) return false
+    return true
   }
 
   noteWrite(writer: Progress, epoch: number): void {
     this.writer = writer
     this.written = epoch
-    this.readers.length = 0
-    this.read.length = 0
+    this.readings = 0
   }
 
   noteRead(reader: Progress, epoch: number): void {
-    const at = this.readers.indexOf(reader)
-    if (at >= 0) {
-      this.read[at] = epoch
-    } else {
-      this.readers.push(reader)
-      this.read.push(epoch)
-    }
+    let at = 0
+    while (at < this.readings && this.readers[at] !== reader) at++
+    if (at === this.readings) this.readings++
+    this.readers[at] = reader
+    this.read[at] = epoch
   }
 }
 

@@ -117,8 +117,8 @@ export class Queue {
   #order(block: Block, write: boolean): void {
     if (block.writer && block.writer !== this.progress) this.#await(block.writer, block.written)
     if (!write) return
-    const { readers, read } = block
-    for (let i = 0; i < readers.length; i++) if (readers[i] !== this.progress) this.#await(readers[i] as Progress, read[i] as number)
+    const { readers, read, readings } = block
+    for (let i = 0; i < readings; i++) if (readers[i] !== this.progress) this.#await(readers[i] as Progress, read[i] as number)
   }
 
   #await(other: Progress, epoch: number): void {
