@@ -126,7 +126,16 @@ class Machine {
   bool Advance(Stream& stream);
   void Start(Stream& stream);
   void Settle(Stream& stream, Thread& thread);
-  EMULATION_UNSEEN void Enter(Thread& thread);
+  EMULATION_UNSEEN void Enter(Thread& thread) {
+    const Block& block = *thread.block;
+    current = &thread;
+    threadIdx.x = thread.index;
+    blockIdx.x = block.index;
+    blockDim.x = block.launch->threads;
+    gridDim.x = block.launch->blocks;
+    thread.state = State::kReady;
+    host.SwitchTo(thread.fiber);
+  }
   uint32_t Below(size_t count) { return static_cast<uint32_t>((uint64_t{Random()} * count) >> 32); }
 
   std::vector<Stream> streams_;
@@ -158,17 +167,6 @@ inline void Thread::Entry() {
     Release(OrderOf(1));
     Leave(State::kDone);
   }
-}
-
-inline void Machine::Enter(Thread& thread) {
-  const Block& block = *thread.block;
-  current = &thread;
-  threadIdx.x = thread.index;
-  blockIdx.x = block.index;
-  blockDim.x = block.launch->threads;
-  gridDim.x = block.launch->blocks;
-  thread.state = State::kReady;
-  host.SwitchTo(thread.fiber);
 }
 
 /** Shared memory that nobody has written to yet. */

@@ -1,5 +1,7 @@
 // Tests of the CUDA kernels on the CPU. Arguments: sums, norms or faults; seed; rounds; what is planted: barrier=K, relaxed or hasty.
-#include "support.h"
+#include "faults.h"
+#include "norms.h"
+#include "sums.h"
 
 int main(int argc, char** argv) {
   if (argc < 4) test::Wrong("arguments: what seed rounds [planted]");
@@ -9,8 +11,8 @@ int main(int argc, char** argv) {
   if (plant.rfind("barrier=", 0) == 0) emulation::planted.barrier = std::atoi(plant.c_str() + 8);
   emulation::planted.relaxed = plant == "relaxed";
   emulation::planted.hasty = plant == "hasty";
-  if (what == "sums") test::CheckSums(random, rounds);
-  if (what == "norms") test::CheckNorms(random, rounds);
-  if (what == "faults") test::CheckFaults(random);
+  if (what == "sums") test::sums::Check(random, rounds);
+  if (what == "norms") test::norms::Check(random, rounds);
+  if (what == "faults") test::faults::Check(random);
   return 0;
 }

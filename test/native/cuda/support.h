@@ -185,7 +185,12 @@ void LaunchSum(emulation::Machine& machine, Algorithm way, unsigned blocks, unsi
 template <typename T>
 void LaunchNorm(emulation::Machine& machine, Algorithm way, unsigned blocks, const NormArgs& args) {
   WithWay(way, [&](auto known) {
-    machine.Launch(args.peers.rank, blocks, RowThreads<T>(args.n), [args] { AllReduceNorm<T, kMaxRanks, decltype(known)::value>(args); });
+    const auto launch = [&](auto quantised) {
+      machine.Launch(args.peers.rank, blocks, RowThreads<T>(args.n),
+                     [args] { AllReduceNorm<T, kMaxRanks, decltype(known)::value, decltype(quantised)::value>(args); });
+    };
+    if (args.quant.quant == Quant::kNone) launch(std::false_type{});
+    else launch(std::true_type{});
   });
 }
 
@@ -199,8 +204,14 @@ double Tolerance(double value) {
   return std::max(std::fabs(value) * (half * 1.001 + 4e-6), least);
 }
 
-void CheckSums(Random& random, int rounds);
-void CheckNorms(Random& random, int rounds);
-void CheckFaults(Random& random);
+/** f(T{}) for each element type; under a sanitizer for one alone, since that takes long to compile. */
+template <typename F>
+void EachType(F f) {
+  f(Bfloat16{});
+#if !defined(__SANITIZE_THREAD__) && !defined(__SANITIZE_ADDRESS__)
+  f(Float32{});
+  f(Float16{});
+#endif
+}
 
 }  // namespace test

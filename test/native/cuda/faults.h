@@ -1,8 +1,8 @@
 // Ranks that do not come: every kernel ends within its limit, the status names who was missing, and the host can end a wait.
+#pragma once
 #include "support.h"
 
-namespace test {
-namespace {
+namespace test::faults {
 
 constexpr int kRanks = 4;
 constexpr uint64_t kForever = uint64_t{1} << 60;
@@ -16,7 +16,7 @@ struct Rank {
   Buffer in, h, y;
 };
 
-void Launch(emulation::Machine& machine, const Group& group, Algorithm way, bool norm, int r, const Shared& shared, Rank& rank, uint64_t limit) {
+inline void Launch(emulation::Machine& machine, const Group& group, Algorithm way, bool norm, int r, const Shared& shared, Rank& rank, uint64_t limit) {
   const Peers peers = group.PeersOf(r, limit);
   if (norm) {
     LaunchNorm<Bfloat16>(machine, way, 2, {peers, rank.in.data(), shared.residual.data(), rank.h.data(), shared.gamma.data(), nullptr, rank.y.data(), kRows, kWidth, 1e-6f, 0, {}});
@@ -25,11 +25,11 @@ void Launch(emulation::Machine& machine, const Group& group, Algorithm way, bool
   }
 }
 
-void Expect(const Group& group, int rank, uint32_t wanted, const char* what) {
+inline void Expect(const Group& group, int rank, uint32_t wanted, const char* what) {
   if (group.StatusOf(rank) != wanted) Wrong("%s: status of rank %d is %x instead of %x", what, rank, group.StatusOf(rank), wanted);
 }
 
-void Run(Random& random, Algorithm way, bool norm) {
+inline void Run(Random& random, Algorithm way, bool norm) {
   Group group(kRanks, {DataBytes<Bfloat16>(kRows, kWidth), LamportBytes<Bfloat16>(kRanks, kRows, kWidth)});
   const auto elements = [&](int64_t count) { return Elements<Bfloat16>(random, count, Values::kOrdinary); };
   const Shared shared{elements(kRows * kWidth), elements(kWidth)};
@@ -86,9 +86,7 @@ void Run(Random& random, Algorithm way, bool norm) {
   }
 }
 
-}  // namespace
-
-void CheckFaults(Random& random) {
+inline void Check(Random& random) {
   for (const Algorithm way : kWays) {
     Run(random, way, false);
     Run(random, way, true);
@@ -96,4 +94,4 @@ void CheckFaults(Random& random) {
   std::printf("faults of %d ways\n", 6);
 }
 
-}  // namespace test
+}  // namespace test::faults

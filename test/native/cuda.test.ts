@@ -1,0 +1,123 @@
+// The CUDA kernels: on the CPU, where every CUDA thread is a fiber, plain and under the sanitizers, with planted faults that must be found; and
+// through nvcc for the GPUs they are for.
+import { execFile, spawnSync } from 'node:child_process'
+import { mkdtempSync, rmSync, writeFileSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { promisify } from 'node:util'
+import { afterAll, describe, expect, it } from 'vitest'
+import { seed } from '../support/random.ts'
+
+const run = promisify(execFile)
+const folder = mkdtempSync(join(tmpdir(), 'rankmesh-cuda-'))
+afterAll(() => rmSync(folder, { recursive: true }))
+const kernels = join(import.meta.dirname, '../../native/cuda')
+const tests = join(import.meta.dirname, 'cuda')
+const compiler = process.env.CXX ?? 'c++'
+const FLAGS = ['-std=c++20', '-O1', '-ffp-contract=off', '-Wall', '-Wextra', '-Werror', '-Wno-unknown-pragmas', '-I', kernels, '-I', tests]
+
+interface Ended {
+  status: number
+  output: string
+}
+
+class Program {
+  /** Why it cannot be built or run here; empty where it can. */
+  readonly obstacle: string
+  readonly #name: string
+  readonly #flags: readonly string[]
+  #built: Promise<string> | undefined
+
+  constructor(name: string, ...flags: string[]) {
+    this.#name = name
+    this.#flags = flags
+    this.obstacle = this.#findObstacle()
+  }
+
+  #findObstacle(): string {
+    const source = join(folder, 'try.cc')
+    const program = join(folder, `try-${this.#name}`)
+    writeFileSync(source, 'int main() { return 0; }\n')
+    const built = spawnSync(compiler, ['-std=c++20', ...this.#flags, source, '-o', program], { encoding: 'utf8' })
+    if (built.error) return `: skipped, no compiler ${compiler}`
+    if (built.status !== 0) return `: skipped, it does not build here: ${built.stderr.trim().split('\n').at(-1)}`
+    const ran = spawnSync(program, { encoding: 'utf8' })
+    return ran.status === 0 ? '' : `: skipped, such programs do not run here: ${ran.stderr.trim().split('\n')[0]}`
+  }
+
+  async #build(): Promise<string> {
+    const program = join(folder, this.#name)
+    await run(compiler, [...FLAGS, ...this.#flags, join(tests, 'main.cc'), '-o', program])
+    return program
+  }
+
+  /** How it ends, and what it says. */
+  async run(what: string, rounds: number, start: number, planted = ''): Promise<Ended> {
+    this.#built ??= this.#build()
+    const env = { ...process.env, TSAN_OPTIONS: 'halt_on_error=1' }
+    return run(await this.#built, [what, String(start), String(rounds), planted], { env, maxBuffer: 2 ** 26 }).then(
+      ({ stdout, stderr }) => ({ status: 0, output: stdout + stderr }),
+      (error: { code: number; stdout: string; stderr: string }) => ({ status: error.code, output: error.stdout + error.stderr }),
+    )
+  }
+
+  async passes(what: string, rounds: number, said: RegExp): Promise<void> {
+    const start = seed()
+    const { status, output } = await this.run(what, rounds, start)
+    expect(output, `seed ${start}, status ${status}`).toMatch(said)
+    expect(status, `seed ${start}: ${output}`).toBe(0)
+  }
+}
+
+const SUMS = /^\d+ sums\n$/
+const NORMS = /^\d+ fused norms\n$/
+const FAULTS = /^faults of 6 ways\n$/
+
+const plain = new Program('plain')
+describe.skipIf(plain.obstacle !== '')(`CUDA kernels on the CPU${plain.obstacle}`, () => {
+  it('all-reduces of 1 to 8 ranks give the sums in rank order, in all ways, from call to call', () => plain.passes('sums', 5, SUMS))
+  it('fused norms give the same right bits in all ways, with all quantisers', () => plain.passes('norms', 8, NORMS))
+  it('a rank that does not come is named, and an alarm ends all waits', () => plain.passes('faults', 1, FAULTS))
+
+  it.each(['barrier=2', 'barrier=3', 'hasty'])('control: %s is found by wrong results', async (planted) => {
+    for (const what of ['sums', 'norms']) {
+      const start = seed()
+      const { status, output } = await plain.run(what, 1, start, planted)
+      expect(status, `${what}, seed ${start}: ${output}`).toBe(1)
+    }
+  })
+})
+
+const threads = new Program('threads', '-g1', '-fsanitize=thread')
+describe.skipIf(threads.obstacle !== '')(`CUDA kernels under ThreadSanitizer${threads.obstacle}`, () => {
+  it('sums have no races', () => threads.passes('sums', 1, SUMS))
+  it('fused norms have no races', () => threads.passes('norms', 1, NORMS))
+  it('nor have calls that are broken off', () => threads.passes('faults', 1, FAULTS))
+
+  it.each(['barrier=2', 'barrier=3', 'hasty', 'relaxed'])('control: %s is found as a race', async (planted) => {
+    const { output } = await threads.run('norms', 1, seed(), planted)
+    expect(output).toContain('WARNING: ThreadSanitizer: data race')
+  })
+})
+
+const memory = new Program('memory', '-g1', '-fsanitize=address')
+describe.skipIf(memory.obstacle !== '')(`CUDA kernels under AddressSanitizer${memory.obstacle}`, () => {
+  it('sums touch nothing outside', () => memory.passes('sums', 1, SUMS))
+  it('fused norms touch nothing outside', () => memory.passes('norms', 2, NORMS))
+  it('nor do calls that are broken off', () => memory.passes('faults', 1, FAULTS))
+})
+
+const { CUDA_HOME, CUDA_PATH } = process.env
+const nvcc = [CUDA_HOME, CUDA_PATH]
+  .flatMap((home) => (home ? [join(home, 'bin/nvcc')] : []))
+  .concat('nvcc')
+  .find((name) => spawnSync(name, ['--version']).status === 0)
+describe.skipIf(nvcc === undefined)(`CUDA kernels through nvcc${nvcc === undefined ? ': skipped, no nvcc' : ''}`, () => {
+  const compile = async (element: string, targets: readonly number[]): Promise<void> => {
+    const codes = targets.flatMap((target) => ['-gencode', `arch=compute_${target},code=sm_${target}`])
+    const flags = ['-std=c++20', '-Werror', 'all-warnings', '--threads', '2', `-DELEMENT=${element}`, '-I', kernels, ...codes]
+    await run(nvcc as string, [...flags, '-fatbin', join(tests, 'kernels.cu'), '-o', join(folder, `${element}.fatbin`)])
+  }
+  it('bfloat16 for all GPUs', () => compile('Bfloat16', [80, 89, 90, 100]))
+  it.each(['Float32', 'Float16'])('%s for the oldest', (element) => compile(element, [80]))
+})
