@@ -2,11 +2,14 @@
 //
 // Contract: partials add in float32, ranks ascending, and the sum is rounded to the element type once. In all ways a block works on a span of its
 // own, alike on all ranks, and waits only for the same block of the others. Any count; memory of elements may lie anywhere, 16-byte
-// aligned is faster. `out` may be `in`.
+// aligned is faster. `out` may be this rank's operand.
 //
 //   kOneShot   operands are copied to the workspace, ranks meet, each reads all: one crossing, ranks * size read.
 //   kTwoShot   they meet, each adds its share of every span and writes it to all, they meet again: two crossings, 2 * size in all.
 //   kLamport   operands are sent to all as packets that say of themselves that they have arrived: one crossing and nothing to meet for.
+//
+// Operands in memory that all ranks can read need not be copied: `shared`. Ranks meet once more then where nothing else tells them that all
+// have read, and `out` is other memory.
 #pragma once
 #include "signal.cuh"
 
@@ -31,27 +34,31 @@ __device__ inline void AddRanks(const Packet (&part)[kMost], int ranks, float (&
   }
 }
 
+/** Each rank's operand, as this rank's device sees it; of the others' only where `shared` says that they are given, alike on all ranks. */
+struct Operands {
+  const void* of[kMaxRanks];
+  bool shared;
+};
+
 /**
- * A block's part in one call. `get(at)` is packet `at` of this rank's operand, of `total`; `join(at, sum)` makes the result of the sum, in the
+ * A block's part in one call. `get(r, at)` is packet `at` of rank r's operand, of `total`; `join(at, sum)` makes the result of the sum, in the
  * same way on all ranks.
  */
 template <typename T, int kMost, Algorithm kAlgorithm, typename Get, typename Join>
 class Exchange {
  public:
-  static constexpr Algorithm kWay = kAlgorithm;
-
-  __device__ Exchange(const Peers& peers, int64_t total, Get get, Join join)
-      : peers_(peers), total_(total), get_(get), join_(join), epoch_(peers.Own()->epoch), turn_(peers.Own()->turn) {}
+  __device__ Exchange(const Peers& peers, bool shared, int64_t total, Get get, Join join)
+      : peers_(peers), shared_(shared), total_(total), get_(get), join_(join), epoch_(peers.Own()->epoch), turn_(peers.Own()->turn) {}
 
   /** Hands on packets [first, end), by all threads of the block. False, on all of them, if a rank did not come. */
   __device__ bool Begin(int64_t first, int64_t end) {
     if constexpr (kAlgorithm == Algorithm::kLamport) {
       ClearLast();
-      for (int64_t at = first + threadIdx.x; at < end; at += blockDim.x) Send(at, get_(at));
+      for (int64_t at = first + threadIdx.x; at < end; at += blockDim.x) Send(at, get_(peers_.rank, at));
       return true;
     }
     Packet* const own = peers_.Data(peers_.rank, epoch_);
-    for (int64_t at = first + threadIdx.x; at < end; at += blockDim.x) Store(own + at, get_(at));
+    for (int64_t at = first + threadIdx.x; at < end && !shared_; at += blockDim.x) Store(own + at, get_(peers_.rank, at));
     if (!Meet(peers_, PointOf(epoch_, 0))) return false;
     if constexpr (kAlgorithm == Algorithm::kOneShot) return true;
     const int64_t share = first + FirstOf(end - first, peers_.rank + 1, peers_.ranks);
@@ -74,6 +81,9 @@ class Exchange {
 
   /** By all threads of a block for which nothing was missing. */
   __device__ void End() {
+    if constexpr (kAlgorithm == Algorithm::kOneShot) {
+      if (shared_ && !Meet(peers_, PointOf(epoch_, 1))) return;
+    }
     Finish(peers_, [&](State* state) {
       if constexpr (kAlgorithm == Algorithm::kLamport) {
         state->turn = (turn_ + 1) % 3;
@@ -95,7 +105,7 @@ class Exchange {
     Packet part[kMost];
 #pragma unroll
     for (int r = 0; r < kMost; r++) {
-      if (r < peers_.ranks) part[r] = Load(peers_.Data(r, epoch_) + at);
+      if (r < peers_.ranks) part[r] = shared_ ? get_(r, at) : Load(peers_.Data(r, epoch_) + at);
     }
     return Joined(at, part);
   }
@@ -128,7 +138,7 @@ class Exchange {
 
   __device__ bool Receive(int64_t at, Packet& result) {
     Packet part[kMost];
-    const Packet own = get_(at);
+    const Packet own = get_(peers_.rank, at);
     Watch watch(peers_);
     for (;;) {
 #pragma unroll
@@ -153,6 +163,7 @@ class Exchange {
   }
 
   const Peers& peers_;
+  const bool shared_;
   const int64_t total_;
   Get get_;
   Join join_;
@@ -162,7 +173,7 @@ class Exchange {
 
 struct SumArgs {
   Peers peers;
-  const void* in;
+  Operands in;
   void* out;
   /** Elements. */
   int64_t count;
@@ -173,12 +184,12 @@ template <typename T, int kMost, Algorithm kAlgorithm>
 __global__ void __launch_bounds__(512) AllReduce(const SumArgs args) {
   const Peers& peers = args.peers;
   if (!Open(peers)) return;
-  const Vectors<T> in(args.in, args.count), out(args.out, args.count);
-  const auto get = [&](int64_t at) { return in.Get(at); };
+  const Vectors<T> out(args.out, args.count);
+  const auto get = [&](int r, int64_t at) { return Vectors<T>(args.in.of[r], args.count).Get(at); };
   const auto join = [](int64_t, const float(&sum)[kLanes<T>]) { return Pack<T>(sum); };
   const int64_t total = VectorsOf<T>(args.count);
   const int64_t first = FirstOf(total, blockIdx.x, gridDim.x), end = FirstOf(total, blockIdx.x + 1, gridDim.x);
-  Exchange<T, kMost, kAlgorithm, decltype(get), decltype(join)> exchange(peers, total, get, join);
+  Exchange<T, kMost, kAlgorithm, decltype(get), decltype(join)> exchange(peers, args.in.shared, total, get, join);
   if (!exchange.Begin(first, end)) return;
   bool missing = false;
   for (int64_t at = first + threadIdx.x; at < end && !missing; at += blockDim.x) {

@@ -68,7 +68,10 @@ class Vectors {
     const int64_t rest = count_ - vector * kLanes<T>;
     if (aligned_ && rest >= kLanes<T>) return Load(reinterpret_cast<const Packet*>(from));
     Packet packet{};
-    for (int i = 0; i < kLanes<T> && i < rest; i++) packet.word[i * sizeof(Bits) / 4] |= static_cast<uint32_t>(from[i]) << (i * sizeof(Bits) % 4 * 8);
+#pragma unroll
+    for (int i = 0; i < kLanes<T>; i++) {
+      if (i < rest) packet.word[i * sizeof(Bits) / 4] |= static_cast<uint32_t>(from[i]) << (i * sizeof(Bits) % 4 * 8);
+    }
     return packet;
   }
 
@@ -76,7 +79,10 @@ class Vectors {
     Bits* const to = data_ + vector * kLanes<T>;
     const int64_t rest = count_ - vector * kLanes<T>;
     if (aligned_ && rest >= kLanes<T>) return Store(reinterpret_cast<Packet*>(to), packet);
-    for (int i = 0; i < kLanes<T> && i < rest; i++) to[i] = static_cast<Bits>(packet.word[i * sizeof(Bits) / 4] >> (i * sizeof(Bits) % 4 * 8));
+#pragma unroll
+    for (int i = 0; i < kLanes<T>; i++) {
+      if (i < rest) to[i] = static_cast<Bits>(packet.word[i * sizeof(Bits) / 4] >> (i * sizeof(Bits) % 4 * 8));
+    }
   }
 
  private:

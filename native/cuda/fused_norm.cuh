@@ -6,7 +6,8 @@
 // not depend on the other rows, on the number of blocks nor on the way. All ranks write all rows; two-shot exchanges h.
 //
 // Grid: any number of blocks up to kMaxBlocks, rows are dealt out in order; RowThreads<T>(n) threads. Rows of any size, multiples of 16 for
-// fp4; rows and pointers of whole packets are faster. residual_out may be residual_in; out may be in.
+// fp4, of less than 2^32 packets in all; rows and pointers of whole packets are faster. residual_out may be residual_in; out may be this
+// rank's operand, unless those are shared.
 #pragma once
 #include "all_reduce.cuh"
 #include "quantise.cuh"
@@ -20,8 +21,8 @@ __device__ inline float RowScale(float squares, int64_t n, float eps) {
 
 struct NormArgs {
   Peers peers;
-  /** [rows, n], this rank's partial sums. */
-  const void* in;
+  /** [rows, n]: partial sums. */
+  Operands in;
   const void* residual_in;
   /** [rows, n]: h. */
   void* residual_out;
@@ -46,7 +47,7 @@ __device__ inline Vectors<T> RowOf(const void* data, int64_t row, int64_t n) {
 }
 
 /** The norm of one row and what follows it; h is in `residual_out`, its vector threadIdx.x also in `mine`. All threads of the block. */
-template <typename T>
+template <typename T, bool kQuantised>
 __device__ inline void WriteRow(const NormArgs& args, int64_t row, const Packet& mine, float scale, BlockReduce& reduce) {
   const QuantArgs& quant = args.quant;
   const Vectors<T> h = RowOf<T>(args.residual_out, row, args.n), gamma(args.gamma, args.n), out = RowOf<T>(args.out, row, args.n);
@@ -65,6 +66,13 @@ __device__ inline void WriteRow(const NormArgs& args, int64_t row, const Packet&
     if (keep && args.out != nullptr) out.Put(i, packet);
     Unpack<T>(packet, y);
   };
+  if constexpr (!kQuantised) {
+    for (int64_t i = threadIdx.x; i < vectors; i += blockDim.x) {
+      float y[kLanes<T>];
+      normed(i, y, true);
+    }
+    return;
+  }
   uint8_t* const codes = quant.codes + row * args.n;
   uint32_t peak = 0;
   // Whole warps together, since fp4 blocks lie across lanes.
@@ -91,7 +99,7 @@ __device__ inline void WriteRow(const NormArgs& args, int64_t row, const Packet&
       PutFp8<T>(codes, args.n, i, y, [&](float v) { return EncodeE4m3(__fdiv_rn(v, unit), v); });
     }
   } else if (quant.quant == Quant::kFp8Groups) {
-    __syncthreads();  // from here on a thread reads h that others wrote
+    // A thread reads h that others wrote: the barrier of the row's sum lies between.
     using Bits = typename T::Bits;
     const Bits* const row_of_h = static_cast<const Bits*>(args.residual_out) + row * args.n;
     PutGroups(quant, args.rows, row, args.n, [&](int64_t k) {
@@ -100,28 +108,35 @@ __device__ inline void WriteRow(const NormArgs& args, int64_t row, const Packet&
   }
 }
 
-/** At most kMost ranks. */
-template <typename T, int kMost, Algorithm kAlgorithm>
+/** At most kMost ranks. kQuantised: there may be codes to write. */
+template <typename T, int kMost, Algorithm kAlgorithm, bool kQuantised>
 __global__ void __launch_bounds__(kMaxThreads) AllReduceNorm(const NormArgs args) {
   const Peers& peers = args.peers;
   if (!Open(peers)) return;
   const int64_t n = args.n, vectors = VectorsOf<T>(n);
   const Vectors<T> bias(args.bias, n);
-  const auto get = [&](int64_t at) { return RowOf<T>(args.in, at / vectors, n).Get(at % vectors); };
+  // Packets are counted in 32 bits, which divide faster.
+  const auto row_of = [&](int64_t at) { return static_cast<int64_t>(static_cast<uint32_t>(at) / static_cast<uint32_t>(vectors)); };
+  const auto get = [&](int r, int64_t at) {
+    const int64_t row = row_of(at);
+    return RowOf<T>(args.in.of[r], row, n).Get(at - row * vectors);
+  };
   const auto join = [&](int64_t at, const float(&sum)[kLanes<T>]) {
-    float s[kLanes<T>], added[kLanes<T>];
-    Unpack<T>(RowOf<T>(args.residual_in, at / vectors, n).Get(at % vectors), s);
+    const int64_t row = row_of(at), i = at - row * vectors;
+    float s[kLanes<T>];
+    Unpack<T>(RowOf<T>(args.residual_in, row, n).Get(i), s);
 #pragma unroll
     for (int k = 0; k < kLanes<T>; k++) s[k] = __fadd_rn(s[k], sum[k]);
     if (args.bias != nullptr) {
-      Unpack<T>(bias.Get(at % vectors), added);
+      float added[kLanes<T>];
+      Unpack<T>(bias.Get(i), added);
 #pragma unroll
       for (int k = 0; k < kLanes<T>; k++) s[k] = __fadd_rn(s[k], added[k]);
     }
     return Pack<T>(s);
   };
   const int64_t first = FirstOf(args.rows, blockIdx.x, gridDim.x), end = FirstOf(args.rows, blockIdx.x + 1, gridDim.x);
-  Exchange<T, kMost, kAlgorithm, decltype(get), decltype(join)> exchange(peers, args.rows * vectors, get, join);
+  Exchange<T, kMost, kAlgorithm, decltype(get), decltype(join)> exchange(peers, args.in.shared, args.rows * vectors, get, join);
   if (!exchange.Begin(first * vectors, end * vectors)) return;
   BlockReduce reduce;
   for (int64_t row = first; row < end; row++) {
@@ -143,7 +158,7 @@ __global__ void __launch_bounds__(kMaxThreads) AllReduceNorm(const NormArgs args
     if constexpr (kAlgorithm == Algorithm::kLamport) {
       if (__syncthreads_or(missing)) return;
     }
-    WriteRow<T>(args, row, mine, RowScale(reduce.Sum(squares), n, args.eps), reduce);
+    WriteRow<T, kQuantised>(args, row, mine, RowScale(reduce.Sum(squares), n, args.eps), reduce);
   }
   exchange.End();
 }

@@ -8,6 +8,7 @@
 #include <cmath>
 #include <cstring>
 #include <functional>
+#include <iterator>
 #include <memory>
 #include <vector>
 
@@ -47,6 +48,8 @@ struct Thread {
   Fiber fiber;
   Block* block = nullptr;
   unsigned index = 0;
+  /** Its warp's threads. */
+  Thread* warp[32] = {};
   State state = State::kDone;
   int barriers = 0;
   int vote = 0;
@@ -63,7 +66,7 @@ struct Block {
   const Launch* launch = nullptr;
   unsigned index = 0;
   /** As many as the launch has, one after another. */
-  Thread* const* threads = nullptr;
+  const std::unique_ptr<Thread>* threads = nullptr;
   unsigned ended = 0;
   unsigned at_barrier = 0;
   unsigned round = 0;
@@ -74,14 +77,16 @@ struct Block {
   char order[2] = {0, 0};
 };
 
+/** Threads that no machine uses: to make one takes long under a sanitizer. */
+inline std::vector<std::unique_ptr<Thread>> idle;
+
 /** Kernels of one rank, in order. */
 struct Stream {
   std::vector<Launch> queue;
   size_t begun = 0;
   unsigned unfinished = 0;
   std::vector<Block> blocks;
-  std::vector<std::unique_ptr<Thread>> owned;
-  std::vector<Thread*> threads;
+  std::vector<std::unique_ptr<Thread>> threads;
   std::vector<Thread*> ready;
   std::vector<float> floats = std::vector<float>(kMostBlocks * kFloats);
   /** Addresses for `Acquire` and `Release`: what the kernels before have done, in turn. */
@@ -94,6 +99,10 @@ struct Stream {
 class Machine {
  public:
   Machine(int ranks, uint32_t seed) : streams_(ranks), random_(seed) {}
+  Machine(const Machine&) = delete;
+  ~Machine() {
+    for (Stream& stream : streams_) std::move(stream.threads.begin(), stream.threads.end(), std::back_inserter(idle));
+  }
 
   /** Adds a kernel to a rank's stream; arguments are copied. */
   void Launch(int rank, unsigned blocks, unsigned threads, std::function<void()> kernel) {
@@ -180,8 +189,9 @@ inline void Machine::Start(Stream& stream) {
   Poison(stream.floats.data(), launch.blocks * Stream::kFloats);
   stream.unfinished = launch.blocks * launch.threads;
   while (stream.threads.size() < stream.unfinished) {
-    stream.owned.push_back(std::make_unique<Thread>());
-    stream.threads.push_back(stream.owned.back().get());
+    if (idle.empty()) idle.push_back(std::make_unique<Thread>());
+    stream.threads.push_back(std::move(idle.back()));
+    idle.pop_back();
   }
   stream.blocks.assign(launch.blocks, Block{});
   for (unsigned b = 0; b < launch.blocks; b++) {
@@ -196,6 +206,7 @@ inline void Machine::Start(Stream& stream) {
       thread.block = &block;
       thread.index = t;
       thread.barriers = 0;
+      for (unsigned lane = 0; lane < 32; lane++) thread.warp[lane] = block.threads[t / 32 * 32 + lane].get();
       stream.ready.push_back(&thread);
     }
   }
@@ -226,14 +237,14 @@ inline void Machine::Settle(Stream& stream, Thread& thread) {
     block.at_barrier = 0;
     block.round++;
     block.votes[block.round & 1] = 0;
-    for (unsigned t = 0; t < block.launch->threads; t++) stream.ready.push_back(block.threads[t]);
+    for (unsigned t = 0; t < block.launch->threads; t++) stream.ready.push_back(block.threads[t].get());
   } else if (thread.state == State::kAtShuffle) {
     const unsigned warp = thread.index / 32;
     if (++block.at_shuffle[warp] < 32) return;
     block.at_shuffle[warp] = 0;
     for (unsigned t = 32 * warp; t < 32 * warp + 32; t++) {
       if (block.threads[t]->state != State::kAtShuffle) Fail("lanes of a warp are at a shuffle and at a barrier");
-      stream.ready.push_back(block.threads[t]);
+      stream.ready.push_back(block.threads[t].get());
     }
   }
 }
@@ -297,7 +308,7 @@ EMULATION_UNSEEN inline float Shuffled(float value, unsigned other) {
   Thread& self = *machine->current;
   self.exchanged = value;
   Leave(State::kAtShuffle);
-  const float result = self.block->threads[self.index ^ other]->exchanged;
+  const float result = self.warp[(self.index ^ other) % 32]->exchanged;
   Leave(State::kAtShuffle);  // nobody writes `exchanged` again before all have read
   return result;
 }

@@ -18,10 +18,12 @@ struct Rank {
 
 inline void Launch(emulation::Machine& machine, const Group& group, Algorithm way, bool norm, int r, const Shared& shared, Rank& rank, uint64_t limit) {
   const Peers peers = group.PeersOf(r, limit);
+  Operands in{};
+  in.of[r] = rank.in.data();
   if (norm) {
-    LaunchNorm<Bfloat16>(machine, way, 2, {peers, rank.in.data(), shared.residual.data(), rank.h.data(), shared.gamma.data(), nullptr, rank.y.data(), kRows, kWidth, 1e-6f, 0, {}});
+    LaunchNorm<Bfloat16>(machine, way, 2, {peers, in, shared.residual.data(), rank.h.data(), shared.gamma.data(), nullptr, rank.y.data(), kRows, kWidth, 1e-6f, 0, {}});
   } else {
-    LaunchSum<Bfloat16>(machine, way, 2, 64, {peers, rank.in.data(), rank.y.data(), kRows * kWidth});
+    LaunchSum<Bfloat16>(machine, way, 2, 64, {peers, in, rank.y.data(), kRows * kWidth});
   }
 }
 

@@ -158,12 +158,12 @@ void Run(Random& random, int ranks, const Shape& s, int most_blocks) {
   struct Call {
     Algorithm way;
     int64_t first, rows;
-    bool in_place, keep;
+    bool in_place, keep, shared;
     std::vector<Results> results;
   };
   std::vector<Call> calls;
-  for (const Algorithm way : kWays) calls.push_back({way, 0, s.rows, random.OneIn(2), calls.empty() || random.OneIn(2), {}});
-  if (s.rows > 0) calls.push_back({kWays[random.Below(3)], random.Below(static_cast<int>(s.rows)), 1, false, true, {}});
+  for (const Algorithm way : kWays) calls.push_back({way, 0, s.rows, random.OneIn(2), calls.empty() || random.OneIn(2), random.OneIn(2), {}});
+  if (s.rows > 0) calls.push_back({kWays[random.Below(3)], random.Below(static_cast<int>(s.rows)), 1, false, true, random.OneIn(2), {}});
   for (auto& call : calls) {
     const auto blocks = static_cast<unsigned>(random.Between(1, most_blocks));
     Shape part = s;
@@ -173,7 +173,7 @@ void Run(Random& random, int ranks, const Shape& s, int most_blocks) {
       auto& to = call.results.emplace_back(Results{Buffer(size, offset()), Buffer(size, offset()), Buffer(part.CodeBytes()), Buffer(part.ScaleBytes())});
       if (call.in_place) std::memcpy(to.h.data(), inputs.residual.data() + skip, size);
       LaunchNorm<T>(machine, call.way, blocks,
-                    {group.PeersOf(r), inputs.in[r].data() + skip, call.in_place ? to.h.data() : inputs.residual.data() + skip, to.h.data(), inputs.gamma.data(),
+                    {group.PeersOf(r), OperandsOf(inputs.in, skip, r, call.shared), call.in_place ? to.h.data() : inputs.residual.data() + skip, to.h.data(), inputs.gamma.data(),
                      s.bias ? inputs.bias.data() : nullptr, call.keep ? to.y.data() : nullptr, call.rows, s.n, s.eps, s.weight_bias,
                      {s.quant, s.layout, s.factor, s.group, to.codes.data(), to.scales.data()}});
     }

@@ -8,7 +8,7 @@ template <typename T>
 struct Call {
   Algorithm way;
   int64_t count;
-  bool in_place;
+  bool in_place, shared;
   std::vector<Buffer> in, out, given;
 };
 
@@ -33,7 +33,7 @@ void Check(Call<T>& call, int ranks) {
       const double value = T::Widen(got);
       const bool near = !std::isfinite(exact) || !std::isfinite(value) || std::fabs(value - exact) <= Tolerance<T>(exact) + size * ranks * 0x1p-24;
       if (got == wanted && near) continue;
-      Wrong("%s %s, %d ranks, element %ld of %ld on rank %d: %x instead of %x, %g of %g", NameOf<T>(), NameOf(call.way), ranks, i, call.count, r, got,
+      Wrong("%s %s%s, %d ranks, element %ld of %ld on rank %d: %x instead of %x, %g of %g", NameOf<T>(), NameOf(call.way), call.shared ? ", shared" : "", ranks, i, call.count, r, got,
             wanted, value, exact);
     }
   }
@@ -49,6 +49,7 @@ void Run(Random& random, int ranks, int calls, int most) {
     call.way = kWays[random.Below(3)];
     call.count = random.OneIn(6) ? most : random.Below(random.OneIn(2) ? std::min(40, most) : most);
     call.in_place = random.OneIn(4);
+    call.shared = !call.in_place && random.OneIn(2);
     const Values values = random.OneIn(3) ? Values::kSpecial : Values::kOrdinary;
     const auto blocks = static_cast<unsigned>(random.Between(1, 3)), threads = static_cast<unsigned>(32 * random.Between(1, 2));
     for (int r = 0; r < ranks; r++) {
@@ -57,7 +58,15 @@ void Run(Random& random, int ranks, int calls, int most) {
       call.given.emplace_back(call.count * sizeof(Bits));
       std::memcpy(call.given[r].data(), call.in[r].data(), call.count * sizeof(Bits));
       call.out.emplace_back(call.count * sizeof(Bits), random.OneIn(3) ? sizeof(Bits) : 0);
-      LaunchSum<T>(machine, call.way, blocks, threads, {group.PeersOf(r), call.in[r].data(), (call.in_place ? call.in : call.out)[r].data(), call.count});
+    }
+    for (int r = 0; r < ranks; r++) {
+      Buffer &in = call.in[r], &out = call.in_place ? in : call.out[r];
+      LaunchSum<T>(machine, call.way, blocks, threads, {group.PeersOf(r), OperandsOf(call.in, 0, r, call.shared), out.data(), call.count});
+      // What comes after the call may write to the operand.
+      if (call.in_place) continue;
+      machine.Launch(r, 1, 32, [&in] {
+        for (size_t i = threadIdx.x; i < in.size(); i += 32) in.data()[i] = 0x11;
+      });
     }
   }
   machine.Run();

@@ -167,6 +167,15 @@ class Group {
   std::vector<std::unique_ptr<std::byte, decltype(&std::free)>> memory_;
 };
 
+/** Rank r's operand, or, shared, all ranks'. */
+inline Operands OperandsOf(std::vector<Buffer>& in, size_t skip, int r, bool shared) {
+  Operands operands{{}, shared};
+  for (size_t i = 0; i < in.size(); i++) {
+    if (shared || static_cast<int>(i) == r) operands.of[i] = in[i].data() + skip;
+  }
+  return operands;
+}
+
 /** f(Algorithm as a constant), for one that is known at run time. */
 template <typename F>
 void WithWay(Algorithm way, F f) {
