@@ -114,15 +114,22 @@ const nvcc = [CUDA_HOME, CUDA_PATH]
   .flatMap((home) => (home ? [join(home, 'bin/nvcc')] : []))
   .concat('nvcc')
   .find((name) => spawnSync(name, ['--version']).status === 0)
+
+/** Compiles every kernel, little optimised, since that takes longest; warnings are errors. */
+async function compile(element: string, target: number): Promise<void> {
+  const flags = ['-std=c++20', '-Werror', 'all-warnings', '-Xcicc', '-O1', `-arch=sm_${target}`, `-DELEMENT=${element}`, '-I', kernels]
+  await run(nvcc as string, [...flags, '-cubin', join(tests, 'kernels.cu'), '-o', join(folder, `${target}.cubin`)])
+}
+
+// Every type and every target once.
+const TARGETS: [element: string, target: number][] = [
+  ['Bfloat16', 80],
+  ['Float32', 89],
+  ['Float16', 90],
+  ['Bfloat16', 100],
+]
 describe.skipIf(nvcc === undefined)(`CUDA kernels through nvcc${nvcc === undefined ? ': skipped, no nvcc' : ''}`, () => {
-  // Every type and every target once; -Werror holds warnings too.
-  it.concurrent.each([
-    ['Bfloat16', 80],
-    ['Float32', 89],
-    ['Float16', 90],
-    ['Bfloat16', 100],
-  ])('%s for sm_%i', async (element, target) => {
-    const flags = ['-std=c++20', '-Werror', 'all-warnings', `-arch=sm_${target}`, `-DELEMENT=${element}`, '-I', kernels]
-    await run(nvcc as string, [...flags, '-cubin', join(tests, 'kernels.cu'), '-o', join(folder, `${target}.cubin`)])
-  })
+  const compiled = TARGETS.map(([element, target]) => (nvcc === undefined ? undefined : compile(element, target)))
+  for (const each of compiled) each?.catch(() => {}) // told by the tests that await it
+  it.each(TARGETS.map((of, i) => [...of, i] as const))('%s for sm_%i', (_element, _target, i) => compiled[i])
 })
