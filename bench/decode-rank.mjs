@@ -9,35 +9,38 @@ const folder = fileFolder(model)
 
 await launch({ ranks: Number(ranks), placement: 'local', device: 'cpu', timeoutMs: 24 * 3600_000 }, async (context) => {
   const { rank, host } = context
-  using language = await LanguageModel.load(folder, context, { capacity: 512, ...JSON.parse(options) })
+  const language = await LanguageModel.load(folder, context, { capacity: 512, ...JSON.parse(options) })
   const { llama } = language
   const ids = Array.from({ length: 128 }, (_, i) => 300 + 7 * i)
   if (rank === 0) console.log(JSON.stringify({ bytes: llama.bytes }))
   for (;;) {
     const line = await host.broadcast(rank === 0 ? ((await lines.next()).value ?? 'end') : null, { root: 0 })
     const [what, count] = line.split(' ')
-    if (what === 'end') return
+    if (what === 'end') return language.dispose()
     llama.truncate(0)
     let id = 1
     if (what === 'decode') {
-      using first = await llama.forward(ids.slice(0, 8))
-      await first.last()
+      await lastOf(await llama.forward(ids.slice(0, 8)))
     }
     await host.barrier()
     const cpu = process.cpuUsage()
     const start = performance.now()
     if (what === 'decode') {
       for (let i = 0; i < Number(count); i++) {
-        using logits = await llama.forward([id])
-        const last = await logits.last()
+        const last = await lastOf(await llama.forward([id]))
         id = last.indexOf(Math.max(...last.subarray(0, 1000)))
       }
     } else {
-      using logits = await llama.forward(ids.slice(0, Number(count)))
-      await logits.last()
+      await lastOf(await llama.forward(ids.slice(0, Number(count))))
     }
     const seconds = (performance.now() - start) / 1000
     const { user, system } = process.cpuUsage(cpu)
     if (rank === 0) console.log(JSON.stringify({ rate: Number(count) / seconds, cpu: (user + system) / 1e6 / seconds }))
   }
 })
+
+async function lastOf(logits) {
+  const last = await logits.last()
+  logits.dispose()
+  return last
+}
