@@ -1,7 +1,7 @@
 // out = x_0 + x_1 + ... + x_(ranks-1), the operands of all ranks, in three ways that give the same bits on every rank.
 //
-// Contract: partials add in float32, ranks ascending, and the sum is rounded to the element type once. In all ways a block works on a span of its
-// own, alike on all ranks, and waits only for the same block of the others. Any count; memory of elements may lie anywhere, 16-byte
+// Contract: partials add in float32, ranks ascending, and the sum is rounded to the element type once. In all ways a block works on a span
+// of its own, alike on all ranks, and waits only for the same block of the others. Any count; memory of elements may lie anywhere, 16-byte
 // aligned is faster. `out` may be this rank's operand.
 //
 //   kOneShot   operands are copied to the workspace, ranks meet, each reads all: one crossing, ranks * size read.
@@ -41,57 +41,51 @@ struct Operands {
 };
 
 /**
- * A block's part in one call. `get(r, at)` is packet `at` of rank r's operand, of `total`; `join(at, sum)` makes the result of the sum, in the
- * same way on all ranks.
+ * A block's part in one call, made before the workspace is opened. `get(r, at)` is packet `at` of rank r's operand, of `total`; `join(at,
+ * sum)` makes the result of the sum, in the same way on all ranks.
  */
 template <typename T, int kMost, Algorithm kAlgorithm, typename Get, typename Join>
 class Exchange {
  public:
   __device__ Exchange(const Peers& peers, bool shared, int64_t total, Get get, Join join)
-      : peers_(peers), shared_(shared), total_(total), get_(get), join_(join), epoch_(peers.Own()->epoch), turn_(peers.Own()->turn) {}
+      : peers_(peers), shared_(shared), total_(total), get_(get), join_(join), now_(peers.Own()->progress) {}
 
   /** Hands on packets [first, end), by all threads of the block. False, on all of them, if a rank did not come. */
   __device__ bool Begin(int64_t first, int64_t end) {
     if constexpr (kAlgorithm == Algorithm::kLamport) {
-      ClearLast();
       for (int64_t at = first + threadIdx.x; at < end; at += blockDim.x) Send(at, get_(peers_.rank, at));
+      Advance(peers_, {now_.epoch, total_ * peers_.ranks, (now_.turn + 1) % 3});
+      ClearLast();
       return true;
     }
-    Packet* const own = peers_.Data(peers_.rank, epoch_);
+    Advance(peers_, {now_.epoch + 1, now_.sent, now_.turn});
+    Packet* const own = peers_.Data(peers_.rank, now_.epoch);
     for (int64_t at = first + threadIdx.x; at < end && !shared_; at += blockDim.x) Store(own + at, get_(peers_.rank, at));
-    if (!Meet(peers_, PointOf(epoch_, 0))) return false;
+    if (!Meet(peers_, PointOf(now_.epoch, 0))) return false;
     if constexpr (kAlgorithm == Algorithm::kOneShot) return true;
     const int64_t share = first + FirstOf(end - first, peers_.rank + 1, peers_.ranks);
     for (int64_t at = first + FirstOf(end - first, peers_.rank, peers_.ranks) + threadIdx.x; at < share; at += blockDim.x) {
       const Packet result = Read(at);
 #pragma unroll
       for (int r = 0; r < kMost; r++) {
-        if (r < peers_.ranks) Store(peers_.Data(r, epoch_) + at, result);
+        if (r < peers_.ranks) Store(peers_.Data(r, now_.epoch) + at, result);
       }
     }
-    return Meet(peers_, PointOf(epoch_, 1));
+    return Meet(peers_, PointOf(now_.epoch, 1));
   }
 
   /** The result of packet `at`, which `Begin` handed on, by the thread that works on it. False if a rank's part did not come. */
   __device__ bool Take(int64_t at, Packet& result) {
     if constexpr (kAlgorithm == Algorithm::kLamport) return Receive(at, result);
-    result = kAlgorithm == Algorithm::kOneShot ? Read(at) : Load(peers_.Data(peers_.rank, epoch_) + at);
+    result = kAlgorithm == Algorithm::kOneShot ? Read(at) : Load(peers_.Data(peers_.rank, now_.epoch) + at);
     return true;
   }
 
-  /** By all threads of a block for which nothing was missing. */
+  /** Last, by all threads of a block: nobody's operand is read any more. */
   __device__ void End() {
     if constexpr (kAlgorithm == Algorithm::kOneShot) {
-      if (shared_ && !Meet(peers_, PointOf(epoch_, 1))) return;
+      if (shared_) Meet(peers_, PointOf(now_.epoch, 1));
     }
-    Finish(peers_, [&](State* state) {
-      if constexpr (kAlgorithm == Algorithm::kLamport) {
-        state->turn = (turn_ + 1) % 3;
-        state->sent = total_ * peers_.ranks;
-      } else {
-        state->epoch = epoch_ + 1;
-      }
-    });
   }
 
  private:
@@ -105,23 +99,22 @@ class Exchange {
     Packet part[kMost];
 #pragma unroll
     for (int r = 0; r < kMost; r++) {
-      if (r < peers_.ranks) part[r] = shared_ ? get_(r, at) : Load(peers_.Data(r, epoch_) + at);
+      if (r < peers_.ranks) part[r] = shared_ ? get_(r, at) : Load(peers_.Data(r, now_.epoch) + at);
     }
     return Joined(at, part);
   }
 
   /** Where rank `by` puts packet `at` for rank `of`. */
-  __device__ Packet* Place(int of, int by, int64_t at) const { return peers_.Third(of, turn_) + by * total_ + at; }
+  __device__ Packet* Place(int of, int by, int64_t at) const { return peers_.Third(of, now_.turn) + by * total_ + at; }
 
   /**
-   * Empties what the last call filled. A rank that has got here has all of the last call, so nobody sends to that third before the call after
-   * the next: and that call's sender has seen a packet of this rank's next call, which follows this one.
+   * Empties what the last call filled. A rank that has got here has all of the last call, so nobody sends to that third before the call
+   * after the next: and that call's sender has seen a packet of this rank's next call, which follows this one.
    */
   __device__ void ClearLast() const {
-    const int64_t sent = peers_.Own()->sent;
-    Packet* const last = peers_.Third(peers_.rank, turn_ + 2);
+    Packet* const last = peers_.Third(peers_.rank, now_.turn + 2);
     const int64_t step = static_cast<int64_t>(gridDim.x) * blockDim.x;
-    for (int64_t at = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; at < sent; at += step) {
+    for (int64_t at = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; at < now_.sent; at += step) {
       StoreRelaxed(last + at, {{kNothing, kNothing, kNothing, kNothing}});
     }
   }
@@ -167,8 +160,7 @@ class Exchange {
   const int64_t total_;
   Get get_;
   Join join_;
-  const uint64_t epoch_;
-  const uint32_t turn_;
+  const Progress now_;
 };
 
 struct SumArgs {
@@ -183,22 +175,17 @@ struct SumArgs {
 template <typename T, int kMost, Algorithm kAlgorithm>
 __global__ void __launch_bounds__(512) AllReduce(const SumArgs args) {
   const Peers& peers = args.peers;
-  if (!Open(peers)) return;
   const Vectors<T> out(args.out, args.count);
   const auto get = [&](int r, int64_t at) { return Vectors<T>(args.in.of[r], args.count).Get(at); };
   const auto join = [](int64_t, const float(&sum)[kLanes<T>]) { return Pack<T>(sum); };
   const int64_t total = VectorsOf<T>(args.count);
   const int64_t first = FirstOf(total, blockIdx.x, gridDim.x), end = FirstOf(total, blockIdx.x + 1, gridDim.x);
   Exchange<T, kMost, kAlgorithm, decltype(get), decltype(join)> exchange(peers, args.in.shared, total, get, join);
-  if (!exchange.Begin(first, end)) return;
-  bool missing = false;
-  for (int64_t at = first + threadIdx.x; at < end && !missing; at += blockDim.x) {
+  if (!Open(peers) || !exchange.Begin(first, end)) return;
+  for (int64_t at = first + threadIdx.x; at < end; at += blockDim.x) {
     Packet result;
-    missing = !exchange.Take(at, result);
-    if (!missing) out.Put(at, result);
-  }
-  if constexpr (kAlgorithm == Algorithm::kLamport) {
-    if (__syncthreads_or(missing)) return;
+    if (!exchange.Take(at, result)) break;
+    out.Put(at, result);
   }
   exchange.End();
 }

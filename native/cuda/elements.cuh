@@ -60,7 +60,9 @@ class Vectors {
   using Bits = typename T::Bits;
 
   __device__ Vectors(const void* data, int64_t count)
-      : data_(static_cast<Bits*>(const_cast<void*>(data))), count_(count), aligned_(reinterpret_cast<uintptr_t>(data) % sizeof(Packet) == 0) {}
+      : data_(static_cast<Bits*>(const_cast<void*>(data))),
+        count_(count),
+        aligned_(reinterpret_cast<uintptr_t>(data) % sizeof(Packet) == 0) {}
 
   /** Elements that are not there are 0. */
   __device__ Packet Get(int64_t vector) const {

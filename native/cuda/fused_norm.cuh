@@ -1,9 +1,9 @@
-// h = residual + (x_0 + x_1 + ... + x_(ranks-1)) + bias; y = h * rsqrt(mean(h^2) + eps) * (weight_bias + gamma); then y quantised: one kernel.
+// h = residual + (x_0 + x_1 + ... + x_(ranks-1)) + bias; y = h * rsqrt(mean(h^2) + eps) * (weight_bias + gamma); y quantised.
 //
-// The fused all-reduce of a tensor-parallel decoder, in the three ways of all_reduce.cuh. Contract: partials add in float32, ranks ascending,
-// then the residual, then the bias, and h is rounded to the element type once; the norm is that of the rounded h, y is rounded once, and
-// what is quantised is the rounded y. Every step of the norm is a correctly rounded one, in an order that depends on n alone: a row's bits do
-// not depend on the other rows, on the number of blocks nor on the way. All ranks write all rows; two-shot exchanges h.
+// The fused all-reduce of a tensor-parallel decoder, in the three ways of all_reduce.cuh. Contract: partials add in float32, ranks
+// ascending, then the residual, then the bias, and h is rounded to the element type once; the norm is that of the rounded h, y is rounded
+// once, and what is quantised is the rounded y. Every step of the norm is a correctly rounded one, in an order that depends on n alone: a
+// row's bits do not depend on the other rows, on the number of blocks nor on the way. All ranks write all rows; two-shot exchanges h.
 //
 // Grid: any number of blocks up to kMaxBlocks, rows are dealt out in order; RowThreads<T>(n) threads. Rows of any size, multiples of 16 for
 // fp4, of less than 2^32 packets in all; rows and pointers of whole packets are faster. residual_out may be residual_in; out may be this
@@ -112,7 +112,6 @@ __device__ inline void WriteRow(const NormArgs& args, int64_t row, const Packet&
 template <typename T, int kMost, Algorithm kAlgorithm, bool kQuantised>
 __global__ void __launch_bounds__(kMaxThreads) AllReduceNorm(const NormArgs args) {
   const Peers& peers = args.peers;
-  if (!Open(peers)) return;
   const int64_t n = args.n, vectors = VectorsOf<T>(n);
   const Vectors<T> bias(args.bias, n);
   // Packets are counted in 32 bits, which divide faster.
@@ -137,7 +136,7 @@ __global__ void __launch_bounds__(kMaxThreads) AllReduceNorm(const NormArgs args
   };
   const int64_t first = FirstOf(args.rows, blockIdx.x, gridDim.x), end = FirstOf(args.rows, blockIdx.x + 1, gridDim.x);
   Exchange<T, kMost, kAlgorithm, decltype(get), decltype(join)> exchange(peers, args.in.shared, args.rows * vectors, get, join);
-  if (!exchange.Begin(first * vectors, end * vectors)) return;
+  if (!Open(peers) || !exchange.Begin(first * vectors, end * vectors)) return;
   BlockReduce reduce;
   for (int64_t row = first; row < end; row++) {
     const Vectors<T> h = RowOf<T>(args.residual_out, row, n);
@@ -155,10 +154,9 @@ __global__ void __launch_bounds__(kMaxThreads) AllReduceNorm(const NormArgs args
 #pragma unroll
       for (int k = 0; k < kLanes<T>; k++) squares = __fmaf_rn(value[k], value[k], squares);
     }
-    if constexpr (kAlgorithm == Algorithm::kLamport) {
-      if (__syncthreads_or(missing)) return;
-    }
-    WriteRow<T, kQuantised>(args, row, mine, RowScale(reduce.Sum(squares), n, args.eps), reduce);
+    const float sum = reduce.Sum(squares, missing);
+    if (reduce.voted()) return;
+    WriteRow<T, kQuantised>(args, row, mine, RowScale(sum, n, args.eps), reduce);
   }
   exchange.End();
 }

@@ -1,5 +1,5 @@
-// What the kernels ask of the machine beyond CUDA's own names: accesses that other devices see, in order or as flags, the time, shared memory.
-// Other compilers than nvcc find the same functions, and CUDA's names, in an emulation of their own.
+// What the kernels ask of the machine beyond CUDA's own names: accesses that other devices see, in order or as flags, the time, shared
+// memory. Other compilers than nvcc find the same functions, and CUDA's names, in an emulation of their own.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -23,7 +23,9 @@ constexpr int kBlockFloats = 128;
 namespace rankmesh::cuda {
 
 /** All that its thread, and those it met at a barrier before, wrote earlier is seen by who acquires the value, on any device. */
-__device__ inline void StoreRelease(uint64_t* to, uint64_t value) { asm volatile("st.release.sys.global.u64 [%0], %1;" ::"l"(to), "l"(value) : "memory"); }
+__device__ inline void StoreRelease(uint64_t* to, uint64_t value) {
+  asm volatile("st.release.sys.global.u64 [%0], %1;" ::"l"(to), "l"(value) : "memory");
+}
 
 __device__ inline uint64_t LoadAcquire(const uint64_t* from) {
   uint64_t value;
@@ -31,7 +33,9 @@ __device__ inline uint64_t LoadAcquire(const uint64_t* from) {
   return value;
 }
 
-__device__ inline void StoreRelaxed(uint32_t* to, uint32_t value) { asm volatile("st.relaxed.sys.global.u32 [%0], %1;" ::"l"(to), "r"(value) : "memory"); }
+__device__ inline void StoreRelaxed(uint32_t* to, uint32_t value) {
+  asm volatile("st.relaxed.sys.global.u32 [%0], %1;" ::"l"(to), "r"(value) : "memory");
+}
 
 __device__ inline uint32_t LoadRelaxed(const uint32_t* from) {
   uint32_t value;
@@ -41,7 +45,9 @@ __device__ inline uint32_t LoadRelaxed(const uint32_t* from) {
 
 /** Each word arrives whole; the four may arrive apart. */
 __device__ inline void StoreRelaxed(Packet* to, const Packet& p) {
-  asm volatile("st.relaxed.sys.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(p.word[0]), "r"(p.word[1]), "r"(p.word[2]), "r"(p.word[3]) : "memory");
+  asm volatile("st.relaxed.sys.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(p.word[0]), "r"(p.word[1]), "r"(p.word[2]),
+               "r"(p.word[3])
+               : "memory");
 }
 
 __device__ inline Packet LoadRelaxed(const Packet* from) {
@@ -58,7 +64,9 @@ __device__ inline Packet Load(const Packet* from) {
   return {{v.x, v.y, v.z, v.w}};
 }
 
-__device__ inline void Store(Packet* to, const Packet& p) { *reinterpret_cast<uint4*>(to) = make_uint4(p.word[0], p.word[1], p.word[2], p.word[3]); }
+__device__ inline void Store(Packet* to, const Packet& p) {
+  *reinterpret_cast<uint4*>(to) = make_uint4(p.word[0], p.word[1], p.word[2], p.word[3]);
+}
 
 /** Adds 1 and returns what was there; orders what the device's threads did before and after. */
 __device__ inline uint32_t CountUp(uint32_t* counter) {

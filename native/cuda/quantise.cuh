@@ -1,4 +1,4 @@
-// Rows of rounded values to narrow codes and their scales, which are exact functions of the row: products are rounded once, quotients correctly.
+// Rows of rounded values to narrow codes and their scales, which are exact functions of the row: products are rounded once.
 #pragma once
 #include "block_reduce.cuh"
 #include "narrow.cuh"

@@ -1,4 +1,4 @@
-// How ranks wait for each other inside kernels: no wait lasts longer than its limit, an alarm ends it sooner, and the status says who was missing.
+// How ranks wait for each other inside kernels: a wait has a limit, an alarm ends it sooner, the status names who was missing.
 //
 // A rank whose wait has expired tells the others, who then name the same rank instead of the one that left. From then on the workspace is
 // broken: kernels end at once until the host has set it up anew.
@@ -39,7 +39,7 @@ class Watch {
   uint64_t begin_ = 0;
 };
 
-/** Whether the workspace may be used. First in a kernel, by all threads of a block. */
+/** Whether the workspace may be used. By all threads of a block, which meet. */
 __device__ inline bool Open(const Peers& peers) {
   uint32_t broken = 0;
   if (threadIdx.x == 0) {
@@ -51,8 +51,8 @@ __device__ inline bool Open(const Peers& peers) {
 }
 
 /**
- * Meets the same block of all ranks; by all threads of a block, at least one a rank. What those blocks wrote before, anywhere, is seen after.
- * Points of a workspace rise from call to call. False, on all threads, if a rank did not come.
+ * Meets the same block of all ranks; by all threads of a block, at least one a rank. What those blocks wrote before, anywhere, is seen
+ * after. Points of a workspace rise from call to call. False, on all threads, if a rank did not come.
  */
 __device__ inline bool Meet(const Peers& peers, uint64_t point) {
   __syncthreads();
@@ -73,15 +73,16 @@ __device__ inline bool Meet(const Peers& peers, uint64_t point) {
   return __syncthreads_or(missing) == 0;
 }
 
-/** Last in a kernel that was not broken off, by all threads of a block: the last block writes down what the next call is to find. */
-template <typename F>
-__device__ inline void Finish(const Peers& peers, F write) {
-  __syncthreads();
-  if (threadIdx.x != 0) return;
+/**
+ * Once all threads of a block have read the progress and met, by all of them: the last block to get here writes what the next call is to
+ * find. Long before the call is over, so that nobody has to wait for it.
+ */
+__device__ inline void Advance(const Peers& peers, const Progress& next) {
+  if (threadIdx.x + 1 < blockDim.x) return;  // the first threads have flags to look after
   State* const state = peers.Own();
   if (CountUp(&state->done) + 1 < gridDim.x) return;
   state->done = 0;
-  write(state);
+  state->progress = next;
 }
 
 /** The points of a call, in order. */

@@ -1,8 +1,8 @@
 // The memory that a rank brings to collectives of its own kernels, where its parts lie, and what a kernel is told of all ranks' memories.
 //
-// One piece of device memory a rank, of the same size and layout on all of them, readable and writable by all. It lasts from call to call; kernels
-// keep its state themselves, so a captured graph may be replayed. Before the first call, and after a failed one once no rank's kernel runs
-// any more, everything before `lamport` is 0 and everything from there on is 0xff.
+// One piece of device memory a rank, of the same size and layout on all of them, readable and writable by all. It lasts from call to call;
+// kernels keep its state themselves, so a captured graph may be replayed. Before the first call, and after a failed one once no rank's
+// kernel runs any more, everything before `lamport` is 0 and everything from there on is 0xff.
 //
 //   flags      uint64 [kMaxBlocks][kMaxRanks]   how far block b of rank r has come; written by rank r
 //   alarm      uint32                           not 0: waits end at once; written by any rank or by the host
@@ -24,14 +24,19 @@ constexpr uint32_t kExpired = 1u << 16;
 constexpr uint32_t kTold = 1u << 17;
 constexpr uint32_t kAborted = 1u << 18;
 
-struct State {
-  /** Calls with flags that are over. */
+/** What a call finds, and leaves for the next. */
+struct Progress {
+  /** Calls with flags so far. */
   uint64_t epoch;
   /** Packets of the last call by packets, of all ranks together. */
   int64_t sent;
-  /** Calls by packets that are over. */
+  /** Calls by packets so far, modulo 3. */
   uint32_t turn;
-  /** Blocks of this call that are done. */
+};
+
+struct State {
+  Progress progress;
+  /** Blocks of this call that have read it. */
   uint32_t done;
   /** 0, or why the workspace may not be used any more: calls end at once then, their results unwritten. */
   uint32_t status;
@@ -87,8 +92,13 @@ struct Peers {
   __device__ uint32_t* Alarm(int of) const { return reinterpret_cast<uint32_t*>(memory[of] + kAlarmAt); }
   __device__ State* Own() const { return reinterpret_cast<State*>(memory[rank] + kStateAt); }
   /** The operand of rank `of` in the call after `epoch` others. */
-  __device__ Packet* Data(int of, uint64_t epoch) const { return reinterpret_cast<Packet*>(memory[of] + kDataAt + (epoch & 1) * sizes.data_bytes); }
-  __device__ Packet* Third(int of, uint32_t turn) const { return reinterpret_cast<Packet*>(memory[of] + LamportAt(sizes) + turn % 3 * sizes.lamport_bytes); }
+  __device__ Packet* Data(int of, uint64_t epoch) const {
+    return reinterpret_cast<Packet*>(memory[of] + kDataAt + (epoch & 1) * sizes.data_bytes);
+  }
+  /** The third for packets of the call after `turn` others. */
+  __device__ Packet* Third(int of, uint32_t turn) const {
+    return reinterpret_cast<Packet*>(memory[of] + LamportAt(sizes) + turn % 3 * sizes.lamport_bytes);
+  }
 };
 
 }  // namespace rankmesh::cuda

@@ -1,9 +1,9 @@
 // CUDA's threads on a CPU, for tests of kernels: each is a fiber, and those of all blocks and ranks take turns in an order made of a seed.
 //
-// Kernels of one rank run one after another, those of several ranks side by side and at odds in pace. A barrier in which a thread is missing,
-// and a wait that nobody ends, end the program with a message. Nothing but barriers, atomics and the order of kernels puts accesses of different
-// threads in an order, which ThreadSanitizer checks. Not emulated: that memory of other devices changes later than it was written to,
-// unless by atomics without order, and that warps run in step.
+// Kernels of one rank run one after another, those of several ranks side by side and at odds in pace. A barrier in which a thread is
+// missing, and a wait that nobody ends, end the program with a message. Nothing but barriers, atomics and the order of kernels puts
+// accesses of different threads in an order, which ThreadSanitizer checks. Not emulated: that memory of other devices changes later than it
+// was written to, unless by atomics without order, and that warps run in step.
 #pragma once
 #include <cmath>
 #include <cstring>

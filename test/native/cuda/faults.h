@@ -16,12 +16,15 @@ struct Rank {
   Buffer in, h, y;
 };
 
-inline void Launch(emulation::Machine& machine, const Group& group, Algorithm way, bool norm, int r, const Shared& shared, Rank& rank, uint64_t limit) {
+inline void Launch(emulation::Machine& machine, const Group& group, Algorithm way, bool norm, int r, const Shared& shared, Rank& rank,
+                   uint64_t limit) {
   const Peers peers = group.PeersOf(r, limit);
   Operands in{};
   in.of[r] = rank.in.data();
   if (norm) {
-    LaunchNorm<Bfloat16>(machine, way, 2, {peers, in, shared.residual.data(), rank.h.data(), shared.gamma.data(), nullptr, rank.y.data(), kRows, kWidth, 1e-6f, 0, {}});
+    LaunchNorm<Bfloat16>(machine, way, 2,
+                         {peers, in, shared.residual.data(), rank.h.data(), shared.gamma.data(), nullptr, rank.y.data(), kRows, kWidth,
+                          1e-6f, 0, {}});
   } else {
     LaunchSum<Bfloat16>(machine, way, 2, 64, {peers, in, rank.y.data(), kRows * kWidth});
   }
@@ -60,7 +63,9 @@ inline void Run(Random& random, Algorithm way, bool norm) {
       if (r == absent) continue;
       const uint32_t status = group.StatusOf(r);
       // Who hears of it first need not wait to the end.
-      if ((status & 0xffff) != 1u << absent || (status & (kExpired | kTold)) == 0 || (status & kAborted)) Wrong("%s: status of rank %d is %x, rank %d was missing", NameOf(way), r, status, absent);
+      if ((status & 0xffff) != 1u << absent || (status & (kExpired | kTold)) == 0 || (status & kAborted)) {
+        Wrong("%s: status of rank %d is %x, rank %d was missing", NameOf(way), r, status, absent);
+      }
       if (!ranks[r].y.Untouched()) Wrong("%s: a call without rank %d has written results", NameOf(way), absent);
     }
     // The late one is told that it was late.
@@ -84,7 +89,8 @@ inline void Run(Random& random, Algorithm way, bool norm) {
   machine.Run();
   for (int r = 0; r < kRanks; r++) {
     Expect(group, r, 0, "after");
-    if (std::memcmp(ranks[r].y.data(), ranks[0].y.data(), ranks[0].y.size()) != 0 || ranks[r].y.Untouched()) Wrong("a workspace set up anew gives no results");
+    const bool same = std::memcmp(ranks[r].y.data(), ranks[0].y.data(), ranks[0].y.size()) == 0;
+    if (!same || ranks[r].y.Untouched()) Wrong("a workspace set up anew gives no results");
   }
 }
 

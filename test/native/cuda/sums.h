@@ -31,10 +31,11 @@ void Check(Call<T>& call, int ranks) {
     for (int r = 0; r < ranks; r++) {
       const Bits got = (call.in_place ? call.in : call.out)[r].template As<Bits>()[i];
       const double value = T::Widen(got);
-      const bool near = !std::isfinite(exact) || !std::isfinite(value) || std::fabs(value - exact) <= Tolerance<T>(exact) + size * ranks * 0x1p-24;
+      const double allowed = Tolerance<T>(exact) + size * ranks * 0x1p-24;
+      const bool near = !std::isfinite(exact) || !std::isfinite(value) || std::fabs(value - exact) <= allowed;
       if (got == wanted && near) continue;
-      Wrong("%s %s%s, %d ranks, element %ld of %ld on rank %d: %x instead of %x, %g of %g", NameOf<T>(), NameOf(call.way), call.shared ? ", shared" : "", ranks, i, call.count, r, got,
-            wanted, value, exact);
+      Wrong("%s %s%s, %d ranks, element %ld of %ld on rank %d: %x instead of %x, %g of %g", NameOf<T>(), NameOf(call.way),
+            call.shared ? ", shared" : "", ranks, i, call.count, r, got, wanted, value, exact);
     }
   }
 }
@@ -79,7 +80,7 @@ void Run(Random& random, int ranks, int calls, int most) {
 inline void Check(Random& random, int rounds) {
   int calls = 0;
   for (int round = 0; round < rounds; round++) {
-    for (const int ranks : {1, 2, 4, 8, random.Between(3, 8)}) {
+    for (const int ranks : {1, 2, 4, 8, random.Between(3, kMostRanks)}) {
       const int each = random.Between(8, 12), most = random.Between(1, 1500);
       EachType([&]<typename T>(T) {
         Run<T>(random, ranks, each, most);

@@ -21,6 +21,8 @@ constexpr bool kFewKernels = true;
 constexpr bool kFewKernels = false;
 #endif
 
+constexpr int kMostRanks = kFewKernels ? 8 : kMaxRanks;
+
 /** Tells what is wrong and ends the program. */
 [[noreturn]] inline void Wrong(const char* format, ...) {
   va_list arguments;
@@ -60,15 +62,16 @@ const char* NameOf() {
   return std::is_same_v<T, Float32> ? "float32" : std::is_same_v<T, Bfloat16> ? "bfloat16" : "float16";
 }
 
-inline const char* NameOf(Algorithm way) { return way == Algorithm::kOneShot ? "one-shot" : way == Algorithm::kTwoShot ? "two-shot" : "lamport"; }
+inline const char* NameOf(Algorithm way) {
+  return way == Algorithm::kOneShot ? "one-shot" : way == Algorithm::kTwoShot ? "two-shot" : "lamport";
+}
 
 /** Bytes at an address of any alignment, poisoned, with guards before and after. */
 class Buffer {
  public:
-  explicit Buffer(size_t bytes = 0, size_t offset = 0) : bytes_(bytes), memory_(kGuard + offset + bytes + kGuard, kPoison), at_(kGuard + offset) {
-    // As memory of a device is.
-    const size_t off = reinterpret_cast<uintptr_t>(memory_.data()) % kGuard;
-    if (off % 16 != 0) Wrong("the allocator aligns to less than 16 bytes");
+  explicit Buffer(size_t bytes = 0, size_t offset = 0)
+      : bytes_(bytes), memory_(kGuard + offset + bytes + kGuard, kPoison), at_(kGuard + offset) {
+    if (reinterpret_cast<uintptr_t>(memory_.data()) % 16 != 0) Wrong("the allocator aligns to less than 16 bytes");
     Shut(true);
   }
   Buffer(Buffer&&) = default;
@@ -150,7 +153,9 @@ Buffer Elements(Random& random, int64_t count, Values values, size_t offset = 0)
 class Group {
  public:
   Group(int ranks, Sizes sizes) : ranks_(ranks), sizes_(sizes) {
-    for (int r = 0; r < ranks; r++) memory_.emplace_back(static_cast<std::byte*>(std::aligned_alloc(128, WorkspaceBytes(sizes))), &std::free);
+    for (int r = 0; r < ranks; r++) {
+      memory_.emplace_back(static_cast<std::byte*>(std::aligned_alloc(128, WorkspaceBytes(sizes))), &std::free);
+    }
     Reset();
   }
   void Reset() {
@@ -195,7 +200,9 @@ void WithWay(Algorithm way, F f) {
 
 template <typename T>
 void LaunchSum(emulation::Machine& machine, Algorithm way, unsigned blocks, unsigned threads, const SumArgs& args) {
-  WithWay(way, [&](auto known) { machine.Launch(args.peers.rank, blocks, threads, [args] { AllReduce<T, kMaxRanks, decltype(known)::value>(args); }); });
+  WithWay(way, [&](auto known) {
+    machine.Launch(args.peers.rank, blocks, threads, [args] { AllReduce<T, kMaxRanks, decltype(known)::value>(args); });
+  });
 }
 
 template <typename T>
