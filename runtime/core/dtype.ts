@@ -107,8 +107,13 @@ export type TensorData =
 
 /** Raw little-endian bytes of `dtype` as numbers. The result never aliases `bytes`. */
 export function decode(dtype: DType, bytes: Uint8Array): TensorData {
+  return decodeOwned(dtype, bytes.slice())
+}
+
+/** As decode, of bytes that nobody else uses: the result may be that memory. */
+export function decodeOwned(dtype: DType, bytes: Uint8Array<ArrayBuffer>): TensorData {
   if (isBlockDType(dtype)) return decodeBlocks(BLOCK_DTYPES[dtype], bytes)
-  const own = bytes.slice().buffer
+  const own = bytes.byteLength === bytes.buffer.byteLength ? bytes.buffer : bytes.slice().buffer
   switch (dtype) {
     case 'float32':
       return new Float32Array(own)

@@ -1,5 +1,5 @@
 // Tensor: contiguous, row-major, of fixed shape and dtype, its bytes on one device.
-import { blockLength, type DType, decode, dtypeSize, encode, type TensorData } from './dtype.ts'
+import { blockLength, type DType, decodeOwned, dtypeSize, encode, type TensorData } from './dtype.ts'
 import { ArgumentError, DeviceError, describe, ShapeError } from './errors.ts'
 import { checkShape, formatShape, resolveDim, type Shape, sizeOf, splitAt } from './shape.ts'
 import { hostMemory, type Storage, type TensorDevice } from './storage.ts'
@@ -165,7 +165,7 @@ export class Tensor implements Disposable {
 
   /** The elements as numbers: Float32Array for every float dtype, else the integer typed array. Waits for the device. */
   async data(): Promise<TensorData> {
-    return decode(this.dtype, await this.bytes())
+    return decodeOwned(this.dtype, await this.bytes())
   }
 
   /** The single element of a tensor of size 1. */

@@ -127,18 +127,25 @@ function record(
   written: readonly number[],
   inPlace = false,
 ): void {
-  const operands = tensors.map((tensor) => operandOf(device, tensor))
-  const copies: { release(): void }[] = []
-  for (const [i, tensor] of tensors.entries()) {
-    if (written.includes(i) || !written.some((w) => clash(tensor, tensors[w] as Tensor, inPlace))) continue
+  const operands: Operand[] = []
+  for (let i = 0; i < tensors.length; i++) operands.push(operandOf(device, tensors[i] as Tensor))
+  let copies: { release(): void }[] | undefined
+  for (let i = 0; i < tensors.length; i++) {
+    const tensor = tensors[i] as Tensor
+    if (written.includes(i) || !clashes(tensor, tensors, written, inPlace)) continue
     const copy = device.storage(tensor.byteLength)
-    copies.push(copy)
+    copies = [...(copies ?? []), copy]
     const moved = { block: copy.block, offset: 0 }
     device.queue.record(OP.copy, [tensor.byteLength], [operands[i] as Operand, moved], [1])
     operands[i] = moved
   }
   device.queue.record(op, numbers, operands, written)
-  for (const copy of copies) copy.release()
+  if (copies) for (const copy of copies) copy.release()
+}
+
+function clashes(read: Tensor, tensors: readonly Tensor[], written: readonly number[], inPlace: boolean): boolean {
+  for (let i = 0; i < written.length; i++) if (clash(read, tensors[written[i] as number] as Tensor, inPlace)) return true
+  return false
 }
 
 function clash(read: Tensor, write: Tensor, inPlace: boolean): boolean {

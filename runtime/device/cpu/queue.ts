@@ -4,7 +4,7 @@ import { OP } from './commands.ts'
 import type { Block } from './memory.ts'
 
 /** Commands after which they are handed over although nobody reads yet: the rank computes while it records. */
-const COMMAND_LIMIT = 64
+const COMMAND_LIMIT = 16
 
 /** Bytes of a block from `offset` on. */
 export interface Operand {
