@@ -20,19 +20,9 @@ enum class Algorithm { kOneShot, kTwoShot, kLamport };
 /** What a word holds before it arrives: a NaN of every type, so no value is lost; who would send it sends another NaN. */
 constexpr uint32_t kNothing = 0xffffffffu;
 
-/** Ranks ascending. At most kMost ranks, known beforehand so that their loads are under way together. */
-template <typename T, int kMost>
-__device__ inline void AddRanks(const Packet (&part)[kMost], int ranks, float (&sum)[kLanes<T>]) {
-  Unpack<T>(part[0], sum);
-#pragma unroll
-  for (int r = 1; r < kMost; r++) {
-    if (r >= ranks) break;
-    float value[kLanes<T>];
-    Unpack<T>(part[r], value);
-#pragma unroll
-    for (int i = 0; i < kLanes<T>; i++) sum[i] = __fadd_rn(sum[i], value[i]);
-  }
-}
+/** Ranks whose packets are on their way together, which takes registers; a constant, as is the most ranks that a kernel is for. */
+template <int kMost>
+inline constexpr int kAtOnce = kMost < 8 ? kMost : 8;
 
 /** Each rank's operand, as this rank's device sees it; of the others' only where `shared` says that they are given, alike on all ranks. */
 struct Operands {
@@ -53,6 +43,7 @@ class Exchange {
   /** Hands on packets [first, end), by all threads of the block. False, on all of them, if a rank did not come. */
   __device__ bool Begin(int64_t first, int64_t end) {
     if constexpr (kAlgorithm == Algorithm::kLamport) {
+      if (total_ == 0) return true;  // a call that waits for nobody is no turn: ranks would get too far ahead of each other
       for (int64_t at = first + threadIdx.x; at < end; at += blockDim.x) Send(at, get_(peers_.rank, at));
       Advance(peers_, {now_.epoch, total_ * peers_.ranks, (now_.turn + 1) % 3});
       ClearLast();
@@ -89,19 +80,41 @@ class Exchange {
   }
 
  private:
-  __device__ Packet Joined(int64_t at, const Packet (&part)[kMost]) {
-    float sum[kLanes<T>];
-    AddRanks<T>(part, peers_.ranks, sum);
-    return join_(at, sum);
+  using Parts = Packet[kAtOnce<kMost>];
+
+  /** Adds ranks ascending; `fetch(first, part)` gets the packets of ranks `first` and following. False where one did not come. */
+  template <typename Fetch>
+  __device__ bool Sum(int64_t at, Packet& result, Fetch fetch) {
+    float sum[kLanes<T>] = {};
+#pragma unroll
+    for (int first = 0; first < kMost; first += kAtOnce<kMost>) {
+      if (first >= peers_.ranks) break;
+      Parts part;
+      if (!fetch(first, part)) return false;
+#pragma unroll
+      for (int r = 0; r < kAtOnce<kMost>; r++) {
+        if (first + r >= peers_.ranks) break;
+        float value[kLanes<T>];
+        Unpack<T>(part[r], value);
+#pragma unroll
+        for (int i = 0; i < kLanes<T>; i++) sum[i] = first + r == 0 ? value[i] : __fadd_rn(sum[i], value[i]);
+      }
+    }
+    result = join_(at, sum);
+    return true;
   }
 
   __device__ Packet Read(int64_t at) {
-    Packet part[kMost];
+    Packet result;
+    Sum(at, result, [&](int first, Parts& part) {
 #pragma unroll
-    for (int r = 0; r < kMost; r++) {
-      if (r < peers_.ranks) part[r] = shared_ ? get_(r, at) : Load(peers_.Data(r, now_.epoch) + at);
-    }
-    return Joined(at, part);
+      for (int i = 0; i < kAtOnce<kMost>; i++) {
+        const int r = first + i;
+        if (r < peers_.ranks) part[i] = shared_ ? get_(r, at) : Load(peers_.Data(r, now_.epoch) + at);
+      }
+      return true;
+    });
+    return result;
   }
 
   /** Where rank `by` puts packet `at` for rank `of`. */
@@ -130,29 +143,32 @@ class Exchange {
   }
 
   __device__ bool Receive(int64_t at, Packet& result) {
-    Packet part[kMost];
     const Packet own = get_(peers_.rank, at);
+    return Sum(at, result, [&](int first, Parts& part) { return Await(at, own, first, part); });
+  }
+
+  __device__ bool Await(int64_t at, const Packet& own, int first, Parts& part) {
     Watch watch(peers_);
     for (;;) {
 #pragma unroll
-      for (int r = 0; r < kMost; r++) {
-        if (r < peers_.ranks) part[r] = r == peers_.rank ? own : LoadRelaxed(Place(peers_.rank, r, at));
+      for (int i = 0; i < kAtOnce<kMost>; i++) {
+        const int r = first + i;
+        if (r < peers_.ranks) part[i] = r == peers_.rank ? own : LoadRelaxed(Place(peers_.rank, r, at));
       }
       uint32_t missing = 0;
 #pragma unroll
-      for (int r = 0; r < kMost; r++) {
+      for (int i = 0; i < kAtOnce<kMost>; i++) {
+        const int r = first + i;
         if (r >= peers_.ranks || r == peers_.rank) continue;
 #pragma unroll
-        for (int i = 0; i < 4; i++) missing |= part[r].word[i] == kNothing ? 1u << r : 0u;
+        for (int k = 0; k < 4; k++) missing |= part[i].word[k] == kNothing ? 1u << r : 0u;
       }
-      if (missing == 0) break;
+      if (missing == 0) return true;
       const uint32_t why = watch.Look();
       if (why == 0) continue;
       Report(peers_, why == kExpired ? why | missing : why);
       return false;
     }
-    result = Joined(at, part);
-    return true;
   }
 
   const Peers& peers_;

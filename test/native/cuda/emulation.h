@@ -127,8 +127,9 @@ class Machine {
 
  private:
   static constexpr uint64_t kStep = 50;
-  /** Most steps that some ranks do while the others stand still. */
-  static constexpr uint64_t kSpell = 512;
+  /** Most steps that some ranks do while the others stand still, mostly and at times. */
+  static constexpr uint32_t kSpell = 256;
+  static constexpr uint32_t kLongSpell = 1 << 14;
   /** Steps of a run, more than any test needs. */
   static constexpr uint64_t kMost = 400'000'000;
 
@@ -267,7 +268,7 @@ inline void Machine::Run(const std::function<void()>& meanwhile) {
         if (Random() & 1) lively.push_back(stream);
       }
       if (lively.empty()) lively.push_back(busy[Below(busy.size())]);
-      until = steps_ + 1 + Below(kSpell);
+      until = steps_ + 1 + Below(Below(8) == 0 ? kLongSpell : kSpell);
       settled = true;
       if (meanwhile) meanwhile();
     }

@@ -49,7 +49,7 @@ inline void Run(Random& random, Algorithm way, bool norm) {
   {
     // A call in which all are there, then three without one of them: the later two end at once.
     emulation::Machine machine(kRanks, random.Bits());
-    constexpr uint64_t kLimit = 1'000'000;
+    constexpr uint64_t kLimit = 10'000'000;
     all(machine, kLimit);
     machine.Run();
     for (int r = 0; r < kRanks; r++) Expect(group, r, 0, "before");

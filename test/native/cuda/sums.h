@@ -46,9 +46,12 @@ void Run(Random& random, int ranks, int calls, int most) {
   const Group group(ranks, {DataBytes<T>(1, most), LamportBytes<T>(ranks, 1, most)});
   emulation::Machine machine(ranks, random.Bits());
   std::vector<Call<T>> all(calls);
+  const bool mixed = random.OneIn(2);
+  const Algorithm one = kWays[random.Below(3)];
   for (auto& call : all) {
-    call.way = kWays[random.Below(3)];
-    call.count = random.OneIn(6) ? most : random.Below(random.OneIn(2) ? std::min(40, most) : most);
+    call.way = mixed ? kWays[random.Below(3)] : one;
+    // Empty calls too, for which ranks do not wait.
+    call.count = random.OneIn(8) ? 0 : random.OneIn(6) ? most : random.Below(random.OneIn(2) ? std::min(40, most) : most);
     call.in_place = random.OneIn(4);
     call.shared = !call.in_place && random.OneIn(2);
     const Values values = random.OneIn(3) ? Values::kSpecial : Values::kOrdinary;
