@@ -79,7 +79,7 @@ export {
 export type { Shape } from './core/shape.ts'
 export { hostMemory, type Storage, type TensorDevice } from './core/storage.ts'
 export { Tensor, type TensorOptions } from './core/tensor.ts'
-export type { Attention, Device, KernelTime, RopeAppend, TreeProduct } from './device/device.ts'
+export type { Activations, Attention, Device, KernelTime, RopeAppend, TreeProduct } from './device/device.ts'
 export { adoptDevice, openDevice } from './device/open.ts'
 export { type LlamaConfig, parseConfig, ropeFrequencies } from './model/config.ts'
 export { StreamDetokenizer } from './model/detokenizer.ts'

@@ -51,6 +51,7 @@ class Reader {
         }
         const auto width = Number(), column = Number();
         if (column + outs > width) Fail("columns that are not there");
+        if (command.call.op == kMatmul && Number() > 2) Fail("a rounding that is none");
         const auto x = Float(), w = Weight(k);
         const bool bias = Flag();
         if (command.call.op == kMatmulTree && Flag()) nodes = 1;

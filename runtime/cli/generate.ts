@@ -11,6 +11,7 @@ export interface GenerateArguments {
   shares?: string
   memory?: string
   'quantized-as'?: string
+  activations?: string
   device?: string[]
   placement?: string
   prompt?: string
@@ -45,6 +46,7 @@ export async function generate(args: GenerateArguments): Promise<number> {
     shares: args.shares === 'measured' ? 'measured' : given,
     memory: memoryOf(args.memory),
     quantizedAs: args['quantized-as'] as 'blocks' | undefined,
+    activations: args.activations as 'int8' | undefined,
     devices: args.device ?? ['webgpu'],
     ...(args.placement !== undefined && { placement: args.placement as 'local' }),
     maxNewTokens: number(args['max-tokens'], 'max-tokens') ?? DEFAULT_TOKENS,

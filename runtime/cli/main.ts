@@ -16,6 +16,8 @@ const HELP = `rankmesh: tensor parallelism for JavaScript
       --memory A,B,...   GB that each rank's weights and cache may take, or free: as much as is free; one free is for all ranks. Without
                          --shares they decide
       --quantized-as T   keep the matrices of a quantized GGUF file as blocks (the default), or as float32 or bfloat16
+      --activations T    let products round activations to bfloat16, or as coarsely as int8, where that is faster: on the CPU
+                         (default: never)
       --device NAME      webgpu, webgpu:<index>, webgpu:<part of the adapter's name>, webgpu:software (default webgpu);
                          repeat it to spread the ranks over several devices
       --placement P      ranks in this thread (local, the default), a thread each (thread), a process each (process)
@@ -68,6 +70,7 @@ const OPTIONS = {
   shares: { type: 'string' },
   memory: { type: 'string' },
   'quantized-as': { type: 'string' },
+  activations: { type: 'string' },
   device: { type: 'string', multiple: true },
   placement: { type: 'string' },
   prompt: { type: 'string' },

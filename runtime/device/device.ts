@@ -53,7 +53,16 @@ export interface Product {
   out?: Tensor
   /** `out` is wider than the product, [tokens, width]: this column of it is where the product's first one is written. */
   column?: number
+  /** What x may be rounded to where the device is faster that way: it decides, and may decide by the number of tokens. See Activations. */
+  activations?: Activations | undefined
 }
+
+/**
+ * How coarsely a product may round its activations. `bfloat16`: each to bfloat16, and with them weights in float16 and in blocks, so that a
+ * result is within 1.01 * 2^-8 * sum |x w| of the exact one. `int8`: that, or each 32 of a row to multiples of a 127th of the largest, so that a
+ * result is within the sum over these of max |x| / 254 * sum |w|. Either way float32 arithmetic comes on top.
+ */
+export type Activations = 'bfloat16' | 'int8'
 
 /** Time a kernel took, summed over its runs. */
 export interface KernelTime {

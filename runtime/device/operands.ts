@@ -18,7 +18,7 @@ import {
   type WeightType,
   weightType,
 } from './checks.ts'
-import type { Attention, Product, RopeAppend, TreeProduct } from './device.ts'
+import type { Activations, Attention, Product, RopeAppend, TreeProduct } from './device.ts'
 
 /** Widest attention head. */
 const MAX_HEAD = 256
@@ -52,7 +52,7 @@ export function checkEmbedding(
   return { tokens: ids.size, n, rows, weight, element }
 }
 
-export function checkMatmul(x: Tensor, w: Tensor, { bias, out, column }: Product): ProductSizes {
+export function checkMatmul(x: Tensor, w: Tensor, { bias, out, column, activations }: Product): ProductSizes {
   expectDims(x, 2, 'x')
   expectDims(w, 2, 'w')
   const [tokens, k] = x.shape as [number, number]
@@ -60,10 +60,16 @@ export function checkMatmul(x: Tensor, w: Tensor, { bias, out, column }: Product
   if (k !== wk)
     throw new ShapeError(`Expected x [tokens, k] and w [outs, k] but received ${formatShape(x.shape)} and ${formatShape(w.shape)}`)
   checkBias(bias, outs)
+  checkActivations(activations)
   const element = floatType(x.dtype, 'x')
   const weight = weightType(w.dtype, 'w')
   if (k === 0) throw new ShapeError('Expected at least one column in x and w but received 0')
   return { tokens, k, outs, element, weight, ...placeOf(out, [tokens, outs], column) }
+}
+
+/** @throws ERR_ARGUMENT */
+export function checkActivations(given: Activations | undefined): void {
+  if (given !== undefined && given !== 'bfloat16' && given !== 'int8') throw invalidArgument('activations', "'bfloat16' or 'int8'", given)
 }
 
 export function checkTree(x: Tensor, w: Tensor, options: TreeProduct): ProductSizes {

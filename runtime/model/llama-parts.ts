@@ -4,7 +4,7 @@ import type { Tensor } from '../core/tensor.ts'
 import type { Span } from '../core/tree.ts'
 import type { Device } from '../device/device.ts'
 import { type HeadNorms, type KvCache, ParallelAttention } from '../nn/attention.ts'
-import { type BlockCut, blockCut, ColumnParallelLinear, RowParallelLinear } from '../nn/linear.ts'
+import { type BlockCut, blockCut, ColumnParallelLinear, type Rounding, RowParallelLinear } from '../nn/linear.ts'
 import { ParallelMlp } from '../nn/mlp.ts'
 import type { Norm } from '../nn/partial.ts'
 import { VocabParallelEmbedding, VocabParallelHead } from '../nn/vocab.ts'
@@ -50,6 +50,7 @@ export interface PartsContext {
   config: LlamaConfig
   shards: ShardPlan
   cuts: LlamaCuts | undefined
+  rounding: Rounding
   capacity: number
   reader: ShardReader
   weights: Weights
@@ -80,7 +81,7 @@ function alikeOf({ ranks }: ShardPlan): Alike {
 }
 
 export async function loadParts(context: PartsContext, maxTokens: number): Promise<LlamaParts> {
-  const { config, shards, cuts, capacity, reader, weights, comm, device } = context
+  const { config, shards, cuts, rounding, capacity, reader, weights, comm, device } = context
   const { hiddenSize: hidden, vocabSize, headDim: dim, rmsNormEps: eps } = config
   const shard = shards.ranks[comm.rank] as RankShard
   const alike = alikeOf(shards)
@@ -120,7 +121,7 @@ export async function loadParts(context: PartsContext, maxTokens: number): Promi
     embedding: new VocabParallelEmbedding(comm, device, tableRows, shard.vocab.start),
     layers,
     finalNorm,
-    head: new VocabParallelHead(comm, device, headRows, { block: cuts?.block }),
+    head: new VocabParallelHead(comm, device, headRows, { block: cuts?.block, ...rounding }),
     workspace,
     workspaces: context.workspaces,
     tensors: reader.tensors,
@@ -128,7 +129,7 @@ export async function loadParts(context: PartsContext, maxTokens: number): Promi
 }
 
 async function loadAttention(
-  { config, shards, cuts, reader, comm, device }: PartsContext,
+  { config, shards, cuts, rounding, reader, comm, device }: PartsContext,
   layer: number,
   alike: boolean,
   rope: Tensor,
@@ -155,14 +156,18 @@ async function loadAttention(
   return new ParallelAttention(
     device,
     shape,
-    new ColumnParallelLinear(device, qkv, qkvBias, { block: cuts?.block }),
-    new RowParallelLinear(comm, device, out, outBias, cuts?.layers[layer]?.out),
+    new ColumnParallelLinear(device, qkv, qkvBias, { block: cuts?.block, ...rounding }),
+    new RowParallelLinear(comm, device, out, outBias, cuts?.layers[layer]?.out, rounding),
     rope,
     norms,
   )
 }
 
-async function loadMlp({ config, shards, cuts, reader, comm, device }: PartsContext, layer: number, alike: boolean): Promise<ParallelMlp> {
+async function loadMlp(
+  { config, shards, cuts, rounding, reader, comm, device }: PartsContext,
+  layer: number,
+  alike: boolean,
+): Promise<ParallelMlp> {
   const { hiddenSize: hidden, intermediateSize: columns, mlpBias } = config
   const { mlp } = layerShard(shards, comm.rank, layer)
   const name = `model.layers.${layer}.mlp`
@@ -177,8 +182,8 @@ async function loadMlp({ config, shards, cuts, reader, comm, device }: PartsCont
   const downBias = mlpBias ? await reader.sharedVector(`${name}.down_proj.bias`, [hidden]) : undefined
   return new ParallelMlp(
     device,
-    new ColumnParallelLinear(device, gateUp, gateUpBias, { block: cuts?.block }),
-    new RowParallelLinear(comm, device, down, downBias, cuts?.layers[layer]?.down),
+    new ColumnParallelLinear(device, gateUp, gateUpBias, { block: cuts?.block, ...rounding }),
+    new RowParallelLinear(comm, device, down, downBias, cuts?.layers[layer]?.down, rounding),
   )
 }
 

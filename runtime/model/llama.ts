@@ -3,7 +3,8 @@
 import type { Communicator } from '../comm/communicator.ts'
 import { ArgumentError, CollectiveMismatchError, checkInteger, invalidArgument } from '../core/errors.ts'
 import type { Tensor } from '../core/tensor.ts'
-import type { Device } from '../device/device.ts'
+import type { Activations, Device } from '../device/device.ts'
+import { checkActivations } from '../device/operands.ts'
 import type { Partial } from '../nn/partial.ts'
 import { type MatrixTypes, type PlanOptions, plan, type ShardPlan } from '../scheduler/plan.ts'
 import type { LlamaConfig } from './config.ts'
@@ -25,6 +26,8 @@ export interface LlamaOptions extends Pick<PlanOptions, 'shares' | 'memory' | 's
   deterministic?: 'tp-invariant' | undefined
   /** Inputs in a block of the tree, a multiple of 4; part of what defines the bits. Defaults to 32. */
   block?: number
+  /** How coarsely products may round their activations, where that is faster: on the CPU. Not with `deterministic`. See Activations. */
+  activations?: Activations | undefined
   /** Told while weights are read: bytes of this rank's shards loaded so far, and all of them. */
   onProgress?: (progress: { loaded: number; total: number }) => void
 }
@@ -55,14 +58,17 @@ export class Llama implements Disposable {
     options: LlamaOptions = {},
   ): Promise<Llama> {
     const { capacity = Math.min(config.maxPosition, 2048), maxTokens = 256, onProgress = () => {} } = options
-    const { deterministic, block = 32, shares, memory, speeds, collectiveSeconds } = options
+    const { deterministic, block = 32, shares, memory, speeds, collectiveSeconds, activations } = options
     checkInteger('capacity', capacity, 1)
     checkInteger('maxTokens', maxTokens, 1)
     if (deterministic !== undefined && deterministic !== 'tp-invariant')
       throw invalidArgument('deterministic', "'tp-invariant'", deterministic)
     if (deterministic && block % 4 !== 0) throw invalidArgument('block', 'a multiple of 4', block)
+    checkActivations(activations)
+    if (deterministic && activations)
+      throw new ArgumentError(`Expected deterministic or activations but received both: what ${activations} rounds has other bits`)
     const types = await matrixTypes(config, weights)
-    const devices = await agree(comm, { device: device.name, cut: { shares, memory, speeds }, types })
+    const devices = await agree(comm, { device: device.name, cut: { shares, memory, speeds }, types, activations: activations ?? 'none' })
     const cut = { shares, memory, speeds, types, block: deterministic && block }
     const shards = plan(config, { ranks: comm.size, ...cut, capacity, devices, collectiveSeconds })
     const cuts = deterministic && cutsOf(config, shards, block)
@@ -74,7 +80,7 @@ export class Llama implements Disposable {
       onProgress({ loaded, total: Math.max(loaded, total) })
     })
     try {
-      const context = { config, shards, cuts, capacity, reader, weights, comm, device, workspaces }
+      const context = { config, shards, cuts, rounding: { activations }, capacity, reader, weights, comm, device, workspaces }
       const parts = await loadParts(context, Math.min(maxTokens, capacity))
       await comm.barrier({ timeoutMs: LOAD_TIMEOUT_MS })
       return new Llama(config, shards, capacity, parts)
@@ -177,6 +183,7 @@ interface Given {
   /** What decides how the model is cut. */
   cut: Pick<LlamaOptions, 'shares' | 'memory' | 'speeds'>
   types: MatrixTypes
+  activations: string
 }
 
 /** The names of the ranks' devices. Ranks that cut the model differently would add up numbers that do not belong together: they are refused. */
@@ -195,6 +202,10 @@ async function agree({ host, rank }: Communicator, own: Given): Promise<string[]
   refuse(
     ({ types }) => JSON.stringify(types),
     () => 'keeps the weights as other types than rank 0 (quantizedAs)',
+  )
+  refuse(
+    ({ activations }) => activations,
+    (one, first) => `rounds activations to ${one} but rank 0 to ${first}`,
   )
   return all.map(({ device }) => device)
 }

@@ -21,6 +21,8 @@ export interface RunOptions extends Pick<LaunchOptions, 'placement' | 'script' |
   shares?: LoadOptions['shares']
   memory?: LoadOptions['memory']
   quantizedAs?: LoadOptions['quantizedAs']
+  /** How coarsely products may round their activations; see LlamaOptions. */
+  activations?: LoadOptions['activations']
   /** Told as weights are read: bytes over all ranks of this thread or process, so far and in all. */
   onProgress?: (progress: { loaded: number; total: number; ranks: number }) => void
   /** Told once, before any weight is read. */
@@ -86,7 +88,7 @@ interface RankResult {
 
 async function runRank(context: RankContext, options: RunOptions, progress: { loaded: number; total: number }[]): Promise<RankResult> {
   const { rank, device, comm, host } = context
-  const { folder, prompt, capacity, deterministic, shares, memory, quantizedAs } = options
+  const { folder, prompt, capacity, deterministic, shares, memory, quantizedAs, activations } = options
   const { onText = () => {}, onDevice = () => {}, onProgress = () => {} } = options
   const lead = rank === 0
   if (lead) onDevice({ name: device.name, description: device.description, software: device.software, group: comm.describe() })
@@ -102,6 +104,7 @@ async function runRank(context: RankContext, options: RunOptions, progress: { lo
     shares,
     memory,
     quantizedAs,
+    activations,
     onProgress: (own) => {
       progress[rank] = own
       if (lead) tell()

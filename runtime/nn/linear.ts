@@ -4,8 +4,13 @@ import { ArgumentError, ShapeError } from '../core/errors.ts'
 import { formatShape, type Shape } from '../core/shape.ts'
 import { Tensor } from '../core/tensor.ts'
 import { type Span, slotsOf } from '../core/tree.ts'
-import type { Device, Product } from '../device/device.ts'
+import type { Activations, Device, Product } from '../device/device.ts'
 import { Partial } from './partial.ts'
+
+/** What a layer's products may do; see Product. */
+export interface Rounding {
+  activations?: Activations | undefined
+}
 
 /** The inputs of a layer in blocks of `block` elements, rank r holding blocks `spans[r]`: what fixes the order of its sums for every cut. */
 export interface BlockCut {
@@ -46,10 +51,17 @@ export class ColumnParallelLinear {
   /** Of all parts. */
   readonly #outs: number
   readonly #block: number | undefined
+  readonly #rounding: Rounding
 
-  /** With `block` the bits of an output do not depend on the number of tokens nor of ranks. */
-  constructor(device: Device, weight: Tensor | readonly Tensor[], bias?: Tensor, { block }: { block?: number | undefined } = {}) {
+  /** With `block` the bits of an output do not depend on the number of tokens nor of ranks, and nothing is rounded. */
+  constructor(
+    device: Device,
+    weight: Tensor | readonly Tensor[],
+    bias?: Tensor,
+    { block, activations }: { block?: number | undefined } & Rounding = {},
+  ) {
     this.#device = device
+    this.#rounding = { activations }
     this.parts = weight instanceof Tensor ? [weight] : weight
     for (const part of this.parts) checkWeight(part)
     this.#outs = this.parts.reduce((n, { shape }) => n + (shape[0] as number), 0)
@@ -74,7 +86,7 @@ export class ColumnParallelLinear {
   }
 
   #product(x: Tensor, weight: Tensor, options: Product): Tensor {
-    if (this.#block === undefined) return this.#device.matmul(x, weight, options)
+    if (this.#block === undefined) return this.#device.matmul(x, weight, { ...options, ...this.#rounding })
     return this.#device.matmulTree(x, weight, { ...options, block: this.#block, whole: true })
   }
 }
@@ -91,9 +103,10 @@ export class RowParallelLinear {
   /** [outs], float32. */
   readonly bias: Tensor | undefined
   readonly #cut: BlockCut | undefined
+  readonly #rounding: Rounding
 
-  /** With `cut` the bits of the sum do not depend on how the inputs are cut over ranks, nor on the number of tokens. */
-  constructor(comm: Communicator, device: Device, weight: Tensor, bias?: Tensor, cut?: BlockCut) {
+  /** With `cut` the bits of the sum do not depend on how the inputs are cut over ranks, nor on the number of tokens, and nothing is rounded. */
+  constructor(comm: Communicator, device: Device, weight: Tensor, bias?: Tensor, cut?: BlockCut, { activations }: Rounding = {}) {
     checkWeight(weight)
     checkBias(bias, weight.shape[0])
     this.#comm = comm
@@ -101,6 +114,7 @@ export class RowParallelLinear {
     this.weight = weight
     this.bias = bias
     this.#cut = cut
+    this.#rounding = { activations }
   }
 
   /**
@@ -111,7 +125,8 @@ export class RowParallelLinear {
     const cut = this.#cut
     const [tokens, outs] = [x.shape[0] as number, this.weight.shape[0] as number]
     if (!cut) {
-      const y = x.size > 0 ? this.#device.matmul(x, this.weight, out && { out }) : this.#nothing([tokens, outs], out)
+      const y =
+        x.size > 0 ? this.#device.matmul(x, this.weight, { ...(out && { out }), ...this.#rounding }) : this.#nothing([tokens, outs], out)
       return new Partial(this.#comm, y, this.bias)
     }
     const { start: first, count } = cut.spans[this.#comm.rank] as Span

@@ -2,6 +2,7 @@
 import type { Communicator } from '../comm/communicator.ts'
 import { Tensor } from '../core/tensor.ts'
 import type { Device } from '../device/device.ts'
+import type { Rounding } from './linear.ts'
 import { Partial } from './partial.ts'
 
 /** Rows of tokens that another rank holds are zero here, so the embedding of all ranks is a Partial. Ranks may hold any number of rows. */
@@ -37,13 +38,15 @@ export class VocabParallelHead {
   /** [rows, hidden]: this rank's rows. */
   readonly weight: Tensor
   readonly #block: number | undefined
+  readonly #rounding: Rounding
 
-  /** With `block` the bits of a logit do not depend on the number of tokens nor of ranks. */
-  constructor(comm: Communicator, device: Device, weight: Tensor, { block }: { block?: number | undefined } = {}) {
+  /** With `block` the bits of a logit do not depend on the number of tokens nor of ranks, and nothing is rounded. */
+  constructor(comm: Communicator, device: Device, weight: Tensor, { block, activations }: { block?: number | undefined } & Rounding = {}) {
     this.#comm = comm
     this.#device = device
     this.weight = weight
     this.#block = block
+    this.#rounding = { activations }
   }
 
   /** x [tokens, hidden] → logits [tokens, rows of all ranks] on every rank. */
@@ -52,7 +55,7 @@ export class VocabParallelHead {
     const block = this.#block
     const own =
       block === undefined
-        ? this.#device.matmul(x, this.weight, options)
+        ? this.#device.matmul(x, this.weight, { ...options, ...this.#rounding })
         : this.#device.matmulTree(x, this.weight, { ...options, block, whole: true })
     const all = await this.#comm.allGatherV(own, { dim: -1 })
     if (!out) own.dispose()

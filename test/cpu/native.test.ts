@@ -37,6 +37,7 @@ describe.skipIf(reason)(`the native engine${reason}`, () => {
     ['a negative size', [OP.softmax, -1, 4, 1, 0, 1, 0]],
     ['no such type', [OP.cast, 4, 0, 3, 1, 0, 1, 0]],
     ['a product of sizes past all numbers', [OP.matmul, 2 ** 47, 2 ** 47, 2 ** 47, 0, 0, 0, 1, 0, 1, 0, 1, 0, 1, 0]],
+    ['a rounding that is none', [OP.matmul, 1, 4, 1, 1, 0, 3, 0, 0, 0, 1, 0, 1, 0, 1, 0, 1, 16]],
     ['heads that do not divide', [OP.attention, 1, 3, 2, 4, 0, 0, 1, 1, 0, 1, 0, 1, 0, 1, 0]],
     ['a tree of blocks of nothing', [OP.matmulTree, 1, 4, 1, 0, 0, 0, 0, 0, 1, 1, 0, 1, 0, 1, 0, 1, 0]],
     ['a queue that is not there', [OP.wait, 5, 1]],

@@ -10,7 +10,7 @@ export const OP = {
   wait: 0,
   /** tokens, n, rows, first; type of table, of y; ids, table, y */
   embedding: 1,
-  /** tokens, k, outs, elements of y's rows, column of the first output; type of x, of w; has bias; x, w, bias, y */
+  /** tokens, k, outs, elements of y's rows, column of the first output, rounding; type of x, of w; has bias; x, w, bias, y */
   matmul: 2,
   /** tokens, k, outs, block, first, elements of y's rows, column; type of x, of w; has bias, whole; x, w, bias, y */
   matmulTree: 3,
@@ -44,6 +44,9 @@ export const OP = {
 
 /** How slices are joined; the last two are for int32. */
 export const REDUCTION = { sum: 0, prod: 1, min: 2, max: 3, minSigned: 4, maxSigned: 5 } as const
+
+/** What a product may round x to; the second may be the first as well. */
+export const ROUNDING = { none: 0, bfloat16: 1, int8: 2 } as const
 
 export type OpName = keyof typeof OP
 

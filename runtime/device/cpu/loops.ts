@@ -159,7 +159,7 @@ function run(reader: Reader): [op: number, types: readonly number[]] {
       return [op, [from, to]]
     }
     case OP.matmul: {
-      const given = reader.words('tokens', 'k', 'outs', 'width', 'column', 'a', 'b', 'biased')
+      const given = reader.words('tokens', 'k', 'outs', 'width', 'column', 'rounding', 'a', 'b', 'biased')
       const { tokens, k, outs, a, b } = given
       const [x, w, bias, y] = [reader.place(), reader.place(), reader.place(), reader.place()]
       const added = given.biased ? load(TYPE.f32, bias, outs) : null

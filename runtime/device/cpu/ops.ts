@@ -5,7 +5,7 @@ import { Tensor } from '../../core/tensor.ts'
 import { expectDType, expectShape } from '../checks.ts'
 import type { Attention, Product, RopeAppend, TreeProduct } from '../device.ts'
 import * as check from '../operands.ts'
-import { OP, TYPE } from './commands.ts'
+import { OP, ROUNDING, TYPE } from './commands.ts'
 import type { CpuDevice } from './device.ts'
 import { cpuStorage, writableStorage } from './memory.ts'
 import type { Operand } from './queue.ts'
@@ -23,10 +23,11 @@ export function embedding(
 }
 
 export function matmul(device: CpuDevice, x: Tensor, w: Tensor, options: Product = {}): Tensor {
-  const { bias, out } = options
+  const { bias, out, activations = 'none' } = options
   const { tokens, k, outs, element, weight, shape, column } = check.checkMatmul(x, w, options)
   const y = result(device, bias ? [x, w, bias] : [x, w], out, shape, 'float32')
-  const numbers = [tokens, k, outs, shape[1] as number, column, TYPE[element], TYPE[weight], Number(bias !== undefined)]
+  const sizes = [tokens, k, outs, shape[1] as number, column, ROUNDING[activations]]
+  const numbers = [...sizes, TYPE[element], TYPE[weight], Number(bias !== undefined)]
   if (tokens > 0 && outs > 0) record(device, OP.matmul, numbers, [x, w, bias ?? x, y], [3])
   return y
 }

@@ -1,0 +1,3 @@
+// Products of integers for processors with AVX-512 VL and VNNI.
+#define RANKMESH_MULTIPLY MultiplyIntegersVnni
+#include "integers.inc"
