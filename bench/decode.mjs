@@ -7,7 +7,7 @@ import { createInterface } from 'node:readline'
 import { median, row } from './harness.mjs'
 
 export const about =
-  'decode and prefill on 1 and 2 ranks of the CPU, beside llama.cpp (MODELS=a.gguf,b.gguf from bench/synthetic.mjs; LLAMA_BENCH=its llama-bench)'
+  'decode and prefill on 1 and 2 ranks of the CPU, activations exact and rounded, beside llama.cpp (MODELS=a.gguf,b.gguf from bench/synthetic.mjs; LLAMA_BENCH=its llama-bench)'
 
 const ROUNDS = Number(process.env.ROUNDS ?? 5)
 const TOKENS = Number(process.env.TOKENS ?? 24)
@@ -69,11 +69,15 @@ export async function run() {
 
 async function compare(model, placement) {
   const options = JSON.parse(process.env.LOAD_OPTIONS ?? '{}')
-  const ours = [1, 2].map((ranks) => new Ranks(model, ranks, options))
-  for (const contender of ours) await contender.ready
-  const contenders = {
-    '1 rank': (what, count) => ours[0].rate(what, count),
-    '2 ranks': (what, count) => ours[1].rate(what, count),
+  const rounded = { ...options, activations: 'int8' }
+  const ours = { '1 rank': [1, options], '2 ranks': [2, options], '1 rank, rounded': [1, rounded], '2 ranks, rounded': [2, rounded] }
+  const processes = []
+  const contenders = {}
+  for (const [name, [ranks, load]] of Object.entries(ours)) {
+    const contender = new Ranks(model, ranks, load)
+    await contender.ready
+    processes.push(contender)
+    contenders[name] = (what, count) => contender.rate(what, count)
   }
   if (process.env.LLAMA_BENCH) {
     contenders['llama.cpp, 1 thread'] = (what, count) => llamaBench(model, 1, what, count)
@@ -96,7 +100,7 @@ async function compare(model, placement) {
       }
     }
   }
-  for (const contender of ours) contender.end()
+  for (const contender of processes) contender.end()
   report(model, Object.keys(contenders), slices)
 }
 

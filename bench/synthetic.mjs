@@ -1,4 +1,4 @@
-// Llama models of random weights as GGUF files, for timing alone: node bench/synthetic.mjs FOLDER [1.1b|57m|15m] [f16,q8_0,q4_0]
+// Llama models of random weights as GGUF files, for timing alone: node bench/synthetic.mjs FOLDER [1.1b|57m|15m] [f32,f16,q8_0,q4_0]
 import { randomFillSync } from 'node:crypto'
 import { closeSync, mkdirSync, openSync, writeSync } from 'node:fs'
 import { join } from 'node:path'
@@ -11,7 +11,7 @@ const SHAPES = {
 }
 /** GGUF's numbers for types, and elements and bytes of a block. */
 const TYPES = { f32: [0, 1, 4], f16: [1, 1, 2], q8_0: [8, 32, 34], q4_0: [2, 32, 18] }
-const FILE_TYPES = { f16: 1, q8_0: 7, q4_0: 2 }
+const FILE_TYPES = { f32: 0, f16: 1, q8_0: 7, q4_0: 2 }
 const CHUNK = 16 * 2 ** 20
 
 export function tensorsOf({ hidden, mlp, layers, heads, kvHeads, vocab }) {
@@ -45,10 +45,10 @@ export function writeModel(folder, name, type) {
   const file = openSync(path, 'w')
   const head = header(shape, tensors, type)
   writeSync(file, head.bytes)
-  const chunks = { f32: ones(), [type]: blocks(type, shape.hidden) }
+  const chunks = { ones: ones(), [type]: blocks(type, shape.hidden) }
   for (const [, dims] of tensors) {
-    const { kind, bytes } = sizeOf(dims, type)
-    const chunk = chunks[kind]
+    const { bytes } = sizeOf(dims, type)
+    const chunk = chunks[dims.length === 1 ? 'ones' : type]
     for (let left = bytes; left > 0; left -= chunk.length) writeSync(file, chunk, 0, Math.min(left, chunk.length))
     writeSync(file, Buffer.alloc(-bytes & 31))
   }
@@ -74,7 +74,8 @@ function blocks(type, inputs) {
   const out = Buffer.allocUnsafe(count * size)
   randomFillSync(out)
   const widest = Math.sqrt(3 / inputs)
-  if (type === 'f16') for (let i = 0; i < count; i++) out.writeUInt16LE(half(widest * (Math.random() * 2 - 1)), i * 2)
+  if (type === 'f32') for (let i = 0; i < count; i++) out.writeFloatLE(widest * (Math.random() * 2 - 1), i * 4)
+  else if (type === 'f16') for (let i = 0; i < count; i++) out.writeUInt16LE(half(widest * (Math.random() * 2 - 1)), i * 2)
   else for (let i = 0; i < count; i++) out.writeUInt16LE(half(widest / (type === 'q8_0' ? 127 : 8)), i * size)
   return out
 }
