@@ -6,9 +6,9 @@ import type { Storage, TensorDevice } from '../core/storage.ts'
 import { Tensor } from '../core/tensor.ts'
 import { mergesOf, slotsOf } from '../core/tree.ts'
 import { checkEps, elementType, expectDType, expectShape, floatType } from '../device/checks.ts'
-import { CpuDevice } from '../device/cpu/device.ts'
-import { CpuStorage, writableStorage as writableOnCpu } from '../device/cpu/memory.ts'
 import type { Device } from '../device/device.ts'
+import { EngineDevice } from '../device/engine/device.ts'
+import { EngineStorage, writableStorage as writableOnCpu } from '../device/engine/memory.ts'
 import { WebGpuDevice } from '../device/webgpu/device.ts'
 import { GpuStorage, writableStorage } from '../device/webgpu/pool.ts'
 import { type FusedNorm, REDUCE_OPS, type ReduceOp, type TreeCut } from './device-comm.ts'
@@ -30,12 +30,12 @@ export function describeShape(shape: unknown): string {
 /** What all views of one device have in common: two devices with the same are one. */
 export function memoryOf(device: TensorDevice): object {
   if (device instanceof WebGpuDevice) return device.gpu
-  return device instanceof CpuDevice ? device.memory : device
+  return device instanceof EngineDevice ? device.memory : device
 }
 
 /** Nobody may write it any more: it is the result of several ranks. Or, with false, it is about to be another one. */
 export function shareStorage(storage: Storage, readOnly: boolean = true): void {
-  if (storage instanceof GpuStorage || storage instanceof CpuStorage) storage.readOnly = readOnly
+  if (storage instanceof GpuStorage || storage instanceof EngineStorage) storage.readOnly = readOnly
 }
 
 /** A tensor on this rank's device, undisposed. */
@@ -58,7 +58,7 @@ export function checkWritten(device: Device, tensor: Tensor, like: Tensor, dtype
 /** Memory of this rank's device that is no shared result of a collective. */
 export function checkWritable(device: Device, { storage }: Tensor): void {
   if (device instanceof WebGpuDevice) writableStorage(device.gpu.pool, storage)
-  else if (device instanceof CpuDevice) writableOnCpu(device.memory, storage)
+  else if (device instanceof EngineDevice) writableOnCpu(device.memory, storage)
 }
 
 export function checkReduced(device: Device, x: Tensor, op: ReduceOp): void {

@@ -3,10 +3,9 @@ import type { DType } from '../core/dtype.ts'
 import { ArgumentError, BackendUnavailableError, invalidArgument, RankFailedError } from '../core/errors.ts'
 import type { Shape } from '../core/shape.ts'
 import { Tensor } from '../core/tensor.ts'
-import { CpuDevice } from '../device/cpu/device.ts'
 import type { Device } from '../device/device.ts'
+import { EngineDevice } from '../device/engine/device.ts'
 import { WebGpuDevice } from '../device/webgpu/device.ts'
-import { CpuComm } from './cpu/comm.ts'
 import type {
   AllReduceOptions,
   AllToAllOptions,
@@ -21,6 +20,7 @@ import type {
   TreeCut,
   TuneReport,
 } from './device-comm.ts'
+import { EngineComm } from './engine/comm.ts'
 import {
   type CommunicatingModel,
   combineRows,
@@ -56,7 +56,7 @@ export async function createDeviceComm(backend: DeviceBackend, { host, device }:
     if (!(device instanceof WebGpuDevice)) throw invalidArgument('device', 'a WebGPU device', device)
     return WebGpuComm.create(group, device)
   }
-  if (!(device instanceof CpuDevice || (backend === 'hybrid' && device instanceof WebGpuDevice))) {
+  if (!(device instanceof EngineDevice || (backend === 'hybrid' && device instanceof WebGpuDevice))) {
     throw invalidArgument('device', backend === 'cpu' ? 'a CPU device' : 'a CPU or a WebGPU device', device)
   }
   return backend === 'cpu' ? commFor(host, device) : StagedComm.create(group, device)
@@ -73,7 +73,8 @@ interface DeviceOutline {
 /** As createDeviceComm, with the backend that suits all the group's devices: WebGPU's or the CPU's where they are of that kind alone. */
 async function commFor(host: HostComm, device: Device): Promise<DeviceComm> {
   const group = groupHostOf(host, 'chosen')
-  if (!(device instanceof WebGpuDevice || device instanceof CpuDevice)) throw invalidArgument('device', 'a device from openDevice', device)
+  if (!(device instanceof WebGpuDevice || device instanceof EngineDevice))
+    throw invalidArgument('device', 'a device from openDevice', device)
   const outline = ({ kind, description }: Device): DeviceOutline => ({ kind, adapter: description })
   const complete = (devices: Device[]): MakeComm[] => {
     const make = makerOf(group, devices)
@@ -91,9 +92,9 @@ function makerOf(group: GroupHost, devices: readonly Device[]): MakeComm {
     const common = WebGpuComm.commonOf(group, devices as readonly WebGpuDevice[])
     return (host, device) => new WebGpuComm(host, device as WebGpuDevice, common)
   }
-  if (CpuComm.joins(group, devices)) {
-    const common = CpuComm.commonOf(group, devices)
-    return (host, device) => new CpuComm(host, device, common)
+  if (EngineComm.joins(group, devices)) {
+    const common = EngineComm.commonOf(group, devices)
+    return (host, device) => new EngineComm(host, device, common)
   }
   const common = StagedComm.commonOf(group, devices)
   return (host, device) => new StagedComm(host, device, common)

@@ -96,7 +96,7 @@ export class GroupMember<D extends Device, G extends Turns<S>, S, O> {
     try {
       return await body(offerOf(() => prepare(hold)))
     } catch (error) {
-      throw (this.host.wire && this.device.failure) ?? error // the wire tells of a lost device as of a failed rank
+      throw this.device.failure ?? error // others tell of a lost device as of a failed rank, or of one that could not take part
     } finally {
       for (const storage of storages) storage.release()
       this.#pending--

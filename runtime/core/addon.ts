@@ -87,7 +87,7 @@ export interface GlooStore {
 }
 
 /** What runs the commands of a CPU device: memory and queues, by number. */
-export interface CpuEngine {
+export interface Engine {
   /** What the kernels are made for. */
   readonly kernels: string
   /** Memory aligned to 64 bytes where it is native. @throws RangeError where there is none left. */
@@ -95,12 +95,12 @@ export interface CpuEngine {
   /** Takes the memory back once the commands that use it have run; `buffer` becomes empty. */
   free(id: number, buffer: ArrayBuffer): void
   /** A queue, with a thread of its own where it is native: on processor `core` of those this process may use, or on any (-1). */
-  createQueue(core: number): CpuQueue
+  createQueue(core: number): EngineQueue
 }
 
-export interface CpuQueue {
+export interface EngineQueue {
   readonly id: number
-  /** Hands over commands (the first `count` of `words`, as runtime/device/cpu/commands.ts writes them). @throws RangeError for no commands. */
+  /** Hands over commands (the first `count` of `words`, as runtime/device/engine/commands.ts writes them). @throws RangeError for no commands. */
   submit(words: Float64Array, count: number): void
   /** Resolves with true once everything submitted has run, with false where the queue is closed before. */
   finish(): Promise<boolean>
@@ -134,7 +134,7 @@ export interface Addon {
   /** out[i] = ((parts[0][i] + parts[1][i]) + parts[2][i]) + ..., float32, vectorised, in this order. Views of equal length. */
   sumFloat32(parts: readonly Float32Array[], out: Float32Array): void
   /** The CPU device's kernels; not there where the compiler was of a kind that they do not know. */
-  createCpuEngine?(): CpuEngine
+  createCpuEngine?(): Engine
   /** A new segment of zeroes, readable by this user alone. @throws where the name is taken or the memory is not there. */
   createSegment(name: string, byteLength: number): Segment
   /** @throws an Error with code ENOENT where there is none (yet). */

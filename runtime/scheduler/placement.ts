@@ -2,8 +2,8 @@
 
 import { memoryOf } from '../comm/checks.ts'
 import { invalidArgument } from '../core/errors.ts'
-import { CpuDevice } from '../device/cpu/device.ts'
 import type { Device } from '../device/device.ts'
+import { EngineDevice } from '../device/engine/device.ts'
 import { openDevice } from '../device/open.ts'
 import { WebGpuDevice } from '../device/webgpu/device.ts'
 
@@ -15,7 +15,7 @@ export interface Placed {
 }
 
 /** A device that several ranks can have, each with a view of its own. */
-type Viewed = WebGpuDevice | CpuDevice
+type Viewed = WebGpuDevice | EngineDevice
 
 /** Views that no program uses any more, by device: each holds a queue of it, so that they are used again rather than made anew. */
 const idle = new WeakMap<object, Viewed[]>()
@@ -30,7 +30,7 @@ export async function place(ranks: number, devices: readonly (string | Device)[]
   if (!Array.isArray(devices) || devices.length === 0) throw invalidArgument('devices', 'a list of at least one device', devices)
   if (devices.length > ranks) throw invalidArgument('devices', `at most one for each of the ${ranks} ranks`, devices.length)
   for (const device of devices) {
-    if (typeof device !== 'string' && !(device instanceof WebGpuDevice || device instanceof CpuDevice)) {
+    if (typeof device !== 'string' && !(device instanceof WebGpuDevice || device instanceof EngineDevice)) {
       throw invalidArgument('devices', 'names or devices from openDevice', device)
     }
     if (typeof device !== 'string' && device.failure) throw device.failure

@@ -1,11 +1,11 @@
 // Collectives of CPU ranks in one thread: the bits that go through host memory, the order among commands whose threads run at speeds of their
 // own, ranks and devices that fail in the middle, and what is counted.
 import { afterAll, describe, expect, it } from 'vitest'
-import { CpuComm } from '../../runtime/comm/cpu/comm.ts'
 import type { DeviceComm, ReduceOp } from '../../runtime/comm/device-comm.ts'
+import { EngineComm } from '../../runtime/comm/engine/comm.ts'
 import type { GroupHost } from '../../runtime/comm/host.ts'
 import { StagedComm } from '../../runtime/comm/staged/comm.ts'
-import type { CpuEngine, CpuQueue } from '../../runtime/core/addon.ts'
+import type { Engine, EngineQueue } from '../../runtime/core/addon.ts'
 import { type DType, encode } from '../../runtime/core/dtype.ts'
 import { type Shape, sizeOf } from '../../runtime/core/shape.ts'
 import { Tensor } from '../../runtime/core/tensor.ts'
@@ -118,7 +118,7 @@ describe.each(cpuDevices())(`$name (seed ${drawn})`, ({ open }) => {
   it.each([2, 3, 4])('%i ranks: the bits that go through host memory', async (ranks) => {
     const all = cases(new Random(drawn + ranks), ranks)
     await launch({ ranks, device }, async ({ host, device, rank }) => {
-      const own = await CpuComm.create(host as GroupHost, device)
+      const own = await EngineComm.create(host as GroupHost, device)
       const staged = await StagedComm.create(host as GroupHost, device)
       for (const one of all) {
         const found: string[][] = []
@@ -308,9 +308,9 @@ describe('failures', () => {
 })
 
 /** An engine whose queues take commands and never run them. */
-function stuckEngine(): CpuEngine {
+function stuckEngine(): Engine {
   let made = 0
-  const queue = (id: number): CpuQueue => {
+  const queue = (id: number): EngineQueue => {
     return { id, submit() {}, finish: () => new Promise(() => {}), measure() {}, measured: () => [], close() {} }
   }
   return {

@@ -3,16 +3,16 @@ import { spawn } from 'node:child_process'
 import { rmSync } from 'node:fs'
 import { dirname } from 'node:path'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
-import type { CpuEngine, CpuQueue } from '../../runtime/core/addon.ts'
+import type { Engine, EngineQueue } from '../../runtime/core/addon.ts'
 import { loadAddon } from '../../runtime/core/addon-node.ts'
 import { Tensor } from '../../runtime/core/tensor.ts'
-import { OP } from '../../runtime/device/cpu/commands.ts'
 import { CpuDevice } from '../../runtime/device/cpu/device.ts'
+import { OP } from '../../runtime/device/engine/commands.ts'
 import { bundle } from '../support/bundle.ts'
 import { reason } from '../support/cpu.ts'
 import { Random, seed } from '../support/random.ts'
 
-const create = loadAddon()?.createCpuEngine as () => CpuEngine
+const create = loadAddon()?.createCpuEngine as () => Engine
 
 describe.skipIf(reason)(`the native engine${reason}`, () => {
   it('aligns its memory, and takes it back at once', () => {
@@ -132,7 +132,7 @@ describe.skipIf(reason)(`the native engine${reason}`, () => {
         const words = i === id % 3 ? sum(id, 3) : [OP.meet, id, 3, 0]
         queue.submit(Float64Array.from(words), words.length)
       }
-      expect(await (queues[(id + 1) % 3] as CpuQueue).finish()).toBe(true)
+      expect(await (queues[(id + 1) % 3] as EngineQueue).finish()).toBe(true)
       expect(numbers[2]).toBe(id + 1)
     }
     for (const queue of queues) queue.close()

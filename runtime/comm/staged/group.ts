@@ -3,9 +3,9 @@ import type { DType } from '../../core/dtype.ts'
 import type { Shape } from '../../core/shape.ts'
 import type { Storage } from '../../core/storage.ts'
 import { Tensor } from '../../core/tensor.ts'
-import { CpuDevice } from '../../device/cpu/device.ts'
-import { cpuStorage } from '../../device/cpu/memory.ts'
 import type { Device } from '../../device/device.ts'
+import { EngineDevice } from '../../device/engine/device.ts'
+import { engineStorage } from '../../device/engine/memory.ts'
 import { WebGpuDevice } from '../../device/webgpu/device.ts'
 import { memoryOf, shareStorage } from '../checks.ts'
 import { exchangeParts, type Link } from '../link.ts'
@@ -143,9 +143,9 @@ export class Staging {
     const read = async ({ rank, buffer, offset, byteLength }: Source): Promise<Uint8Array> => {
       const device = this.#group.device(rank)
       if (byteLength === 0) return new Uint8Array(0)
-      if (!(device instanceof CpuDevice)) return device.read(buffer, offset, byteLength)
+      if (!(device instanceof EngineDevice)) return device.read(buffer, offset, byteLength)
       await device.sync()
-      const { block } = cpuStorage(device.memory, buffer)
+      const { block } = engineStorage(device.memory, buffer)
       return block.idle ? block.bytes.subarray(offset, offset + byteLength) : device.read(buffer, offset, byteLength)
     }
     return settled(sources.map(read))

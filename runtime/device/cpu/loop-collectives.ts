@@ -1,6 +1,6 @@
 // The collectives of the CPU device as plain loops: the same commands, right and slow.
 import { type DType, decode, encode } from '../../core/dtype.ts'
-import { OP, REDUCTION } from './commands.ts'
+import { OP, REDUCTION } from '../engine/commands.ts'
 
 /** Where a command's words and operands come from. */
 export interface Words {

@@ -1,13 +1,13 @@
 // The CPU engine where the addon is not built: the same commands, run by plain loops when they are handed over.
-import type { CpuEngine, CpuQueue } from '../../core/addon.ts'
+import type { Engine, EngineQueue } from '../../core/addon.ts'
 import { BLOCK_FORMATS, type BlockType, decodeBlocks } from '../../core/blocks.ts'
 import { decodeBfloat16, decodeFloat16, encodeBfloat16, encodeFloat16 } from '../../core/codecs.ts'
 import { BLOCK_DTYPES, type BlockDType } from '../../core/dtype.ts'
-import { OP, TYPE } from './commands.ts'
+import { OP, TYPE } from '../engine/commands.ts'
 import { runCollective } from './loop-collectives.ts'
 import * as kernels from './loop-kernels.ts'
 
-export class LoopEngine implements CpuEngine {
+export class LoopEngine implements Engine {
   readonly kernels = 'TypeScript loops'
   readonly #blocks = new Map<number, ArrayBuffer>()
   #nextBlock = 1
@@ -24,15 +24,15 @@ export class LoopEngine implements CpuEngine {
     this.#blocks.delete(id)
   }
 
-  createQueue(): CpuQueue {
+  createQueue(): EngineQueue {
     return new LoopQueue(this.#queues++, this.#blocks)
   }
 }
 
-class LoopQueue implements CpuQueue {
+class LoopQueue implements EngineQueue {
   readonly id: number
   readonly #blocks: ReadonlyMap<number, ArrayBuffer>
-  #times: Map<string, ReturnType<CpuQueue['measured']>[number]> | null = null
+  #times: Map<string, ReturnType<EngineQueue['measured']>[number]> | null = null
 
   constructor(id: number, blocks: ReadonlyMap<number, ArrayBuffer>) {
     this.id = id
@@ -56,7 +56,7 @@ class LoopQueue implements CpuQueue {
     this.#times = new Map()
   }
 
-  measured(): ReturnType<CpuQueue['measured']> {
+  measured(): ReturnType<EngineQueue['measured']> {
     const times = [...(this.#times?.values() ?? [])]
     this.#times = null
     return times

@@ -1,5 +1,5 @@
 // The commands of one rank on their way to what runs them: recorded, ordered against other ranks' use of the same memory, handed over.
-import type { CpuQueue } from '../../core/addon.ts'
+import type { EngineQueue } from '../../core/addon.ts'
 import { OP } from './commands.ts'
 import type { Block } from './memory.ts'
 
@@ -27,7 +27,7 @@ export class Progress {
 
 export class Queue {
   readonly progress: Progress
-  readonly #native: CpuQueue
+  readonly #native: EngineQueue
   #words = new Float64Array(1024)
   #length = 0
   #pending = 0
@@ -36,7 +36,7 @@ export class Queue {
   /** How far this queue already waits for others. */
   readonly #awaited = new Map<Progress, number>()
 
-  constructor(native: CpuQueue) {
+  constructor(native: EngineQueue) {
     this.#native = native
     this.progress = new Progress(native.id)
   }
@@ -105,7 +105,7 @@ export class Queue {
     this.#native.measure()
   }
 
-  measured(): ReturnType<CpuQueue['measured']> {
+  measured(): ReturnType<EngineQueue['measured']> {
     return this.#native.measured()
   }
 

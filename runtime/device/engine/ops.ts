@@ -1,4 +1,4 @@
-// The compute operations of a CPU device: each checks its operands, then records one command.
+// The compute operations of a device with an engine: each checks its operands, then records one command.
 import { type DType, dtypeSize } from '../../core/dtype.ts'
 import { type Shape, sizeOf } from '../../core/shape.ts'
 import { Tensor } from '../../core/tensor.ts'
@@ -6,12 +6,12 @@ import { expectDType, expectShape } from '../checks.ts'
 import type { Attention, Product, RopeAppend, TreeProduct } from '../device.ts'
 import * as check from '../operands.ts'
 import { OP, ROUNDING, TYPE } from './commands.ts'
-import type { CpuDevice } from './device.ts'
-import { cpuStorage, writableStorage } from './memory.ts'
+import type { EngineDevice } from './device.ts'
+import { engineStorage, writableStorage } from './memory.ts'
 import type { Operand } from './queue.ts'
 
 export function embedding(
-  device: CpuDevice,
+  device: EngineDevice,
   ids: Tensor,
   table: Tensor,
   { first = 0, dtype = 'float32', out }: { first?: number; dtype?: DType; out?: Tensor } = {},
@@ -22,7 +22,7 @@ export function embedding(
   return y
 }
 
-export function matmul(device: CpuDevice, x: Tensor, w: Tensor, options: Product = {}): Tensor {
+export function matmul(device: EngineDevice, x: Tensor, w: Tensor, options: Product = {}): Tensor {
   const { bias, out, activations = 'none' } = options
   const { tokens, k, outs, element, weight, shape, column } = check.checkMatmul(x, w, options)
   const y = result(device, bias ? [x, w, bias] : [x, w], out, shape, 'float32')
@@ -32,7 +32,7 @@ export function matmul(device: CpuDevice, x: Tensor, w: Tensor, options: Product
   return y
 }
 
-export function matmulTree(device: CpuDevice, x: Tensor, w: Tensor, options: TreeProduct): Tensor {
+export function matmulTree(device: EngineDevice, x: Tensor, w: Tensor, options: TreeProduct): Tensor {
   const { block, first = 0, whole = false, bias, out } = options
   const { tokens, k, outs, element, weight, shape, column } = check.checkTree(x, w, options)
   const y = result(device, bias ? [x, w, bias] : [x, w], out, shape, 'float32')
@@ -42,7 +42,7 @@ export function matmulTree(device: CpuDevice, x: Tensor, w: Tensor, options: Tre
   return y
 }
 
-export function ropeAppend(device: CpuDevice, x: Tensor, options: RopeAppend): Tensor {
+export function ropeAppend(device: EngineDevice, x: Tensor, options: RopeAppend): Tensor {
   const { table, keys, values, heads, kvHeads, dim, start, out } = options
   const tokens = check.checkRope(x, options)
   for (const cache of [keys, values]) writableStorage(device.memory, cache.storage)
@@ -51,7 +51,7 @@ export function ropeAppend(device: CpuDevice, x: Tensor, options: RopeAppend): T
   return y
 }
 
-export function attention(device: CpuDevice, q: Tensor, options: Attention): Tensor {
+export function attention(device: EngineDevice, q: Tensor, options: Attention): Tensor {
   const { keys, values, heads, kvHeads, dim, start, window = 0, scale = 1 / Math.sqrt(dim), out } = options
   const tokens = check.checkAttention(q, options, window, scale)
   const y = result(device, [q, keys, values], out, [tokens, heads * dim], 'float32')
@@ -59,7 +59,7 @@ export function attention(device: CpuDevice, q: Tensor, options: Attention): Ten
   return y
 }
 
-export function siluMul(device: CpuDevice, x: Tensor, { out }: { out?: Tensor } = {}): Tensor {
+export function siluMul(device: EngineDevice, x: Tensor, { out }: { out?: Tensor } = {}): Tensor {
   const { rows, n, element } = check.checkSiluMul(x)
   const y = result(device, [x], out, [rows, n], x.dtype)
   if (y.size > 0) record(device, OP.siluMul, [rows, n, TYPE[element]], [x, y], [1])
@@ -67,7 +67,7 @@ export function siluMul(device: CpuDevice, x: Tensor, { out }: { out?: Tensor } 
 }
 
 export function rmsNorm(
-  device: CpuDevice,
+  device: EngineDevice,
   x: Tensor,
   weight: Tensor,
   { eps = 1e-6, zeroCentered = false, out }: { eps?: number; zeroCentered?: boolean; out?: Tensor } = {},
@@ -79,21 +79,21 @@ export function rmsNorm(
   return y
 }
 
-export function add(device: CpuDevice, a: Tensor, b: Tensor, { out }: { out?: Tensor } = {}): Tensor {
+export function add(device: EngineDevice, a: Tensor, b: Tensor, { out }: { out?: Tensor } = {}): Tensor {
   const element = check.checkAdd(a, b)
   const y = result(device, [a, b], out, a.shape, a.dtype)
   if (y.size > 0) record(device, OP.add, [a.size, TYPE[element]], [a, b, y], [2], IN_PLACE)
   return y
 }
 
-export function softmax(device: CpuDevice, x: Tensor, { out }: { out?: Tensor } = {}): Tensor {
+export function softmax(device: EngineDevice, x: Tensor, { out }: { out?: Tensor } = {}): Tensor {
   const n = check.checkSoftmax(x)
   const y = result(device, [x], out, x.shape, 'float32')
   if (y.size > 0) record(device, OP.softmax, [x.size / n, n], [x, y], [1], IN_PLACE)
   return y
 }
 
-export function topK(device: CpuDevice, x: Tensor, k: number, outIndices?: Tensor): { values: Tensor; indices: Tensor } {
+export function topK(device: EngineDevice, x: Tensor, k: number, outIndices?: Tensor): { values: Tensor; indices: Tensor } {
   const { rows, n } = check.checkTopK(x, k)
   const shape = [...x.shape.slice(0, -1), k]
   const indices = result(device, [x], outIndices, shape, 'uint32')
@@ -102,14 +102,14 @@ export function topK(device: CpuDevice, x: Tensor, k: number, outIndices?: Tenso
   return { values, indices }
 }
 
-export function cast(device: CpuDevice, x: Tensor, dtype: DType, { out }: { out?: Tensor } = {}): Tensor {
+export function cast(device: EngineDevice, x: Tensor, dtype: DType, { out }: { out?: Tensor } = {}): Tensor {
   const { from, to } = check.checkCast(x, dtype)
   const y = result(device, [x], out, x.shape, dtype)
   if (y.size > 0) record(device, OP.cast, [x.size, TYPE[from], TYPE[to]], [x, y], [1], IN_PLACE)
   return y
 }
 
-export function copy(device: CpuDevice, from: Tensor, to: Tensor): void {
+export function copy(device: EngineDevice, from: Tensor, to: Tensor): void {
   check.checkCopy(from, to)
   checkUsable(device, [from])
   writableStorage(device.memory, to.storage)
@@ -121,7 +121,7 @@ const IN_PLACE = true
 
 /** Records a command. An operand that shares bytes with a written one is read from a copy, unless the two are the same and the op allows it. */
 function record(
-  device: CpuDevice,
+  device: EngineDevice,
   op: number,
   numbers: readonly number[],
   tensors: readonly Tensor[],
@@ -156,12 +156,12 @@ function clash(read: Tensor, write: Tensor, inPlace: boolean): boolean {
   return read.byteOffset < write.byteOffset + write.byteLength && write.byteOffset < read.byteOffset + read.byteLength
 }
 
-function operandOf(device: CpuDevice, tensor: Tensor): Operand {
-  return { block: cpuStorage(device.memory, tensor.storage).block, offset: tensor.byteOffset }
+function operandOf(device: EngineDevice, tensor: Tensor): Operand {
+  return { block: engineStorage(device.memory, tensor.storage).block, offset: tensor.byteOffset }
 }
 
 /** `out` where it fits, else a new tensor. The last check of an operation: behind it nothing fails, so nothing is queued in vain. */
-function result(device: CpuDevice, operands: readonly Tensor[], out: Tensor | undefined, shape: Shape, dtype: DType): Tensor {
+function result(device: EngineDevice, operands: readonly Tensor[], out: Tensor | undefined, shape: Shape, dtype: DType): Tensor {
   checkUsable(device, operands)
   if (!out) return new Tensor(device, device.allocate(sizeOf(shape) * dtypeSize(dtype)), shape, dtype)
   expectShape(out, shape, 'out')
@@ -171,7 +171,7 @@ function result(device: CpuDevice, operands: readonly Tensor[], out: Tensor | un
 }
 
 /** @throws ERR_DEVICE for a tensor that was disposed or is elsewhere, and on a device that is no more. */
-function checkUsable(device: CpuDevice, operands: readonly Tensor[]): void {
+function checkUsable(device: EngineDevice, operands: readonly Tensor[]): void {
   if (device.failure) throw device.failure
-  for (const tensor of operands) cpuStorage(device.memory, tensor.storage)
+  for (const tensor of operands) engineStorage(device.memory, tensor.storage)
 }

@@ -1,4 +1,4 @@
-// Commands of the CPU device as words: an op, its sizes, types and flags, its operands as block and offset. Read by native/cpu/commands.cc
+// Commands of a device with an engine as words: an op, its sizes, types and flags, its operands as block and offset. Read by native/cpu/commands.cc
 // and by loops.ts, in the order of the columns here.
 
 /**

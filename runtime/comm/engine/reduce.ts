@@ -1,12 +1,12 @@
-// The collectives of CPU ranks that compute: each is one command, whose work the ranks share out. The bits are those of StagedComm.
+// The collectives of ranks on one engine that compute: each is one command, whose work all share. The bits are those of StagedComm.
 import { type DType, dtypeSize } from '../../core/dtype.ts'
 import { checkInteger } from '../../core/errors.ts'
 import { checkShape, resolveDim, type Shape, sizeOf, splitAt } from '../../core/shape.ts'
 import type { Tensor } from '../../core/tensor.ts'
 import { mergesOf, NO_NODE, slotsOf } from '../../core/tree.ts'
 import { elementType } from '../../device/checks.ts'
-import { OP, REDUCTION, TYPE } from '../../device/cpu/commands.ts'
-import type { Operand as Place } from '../../device/cpu/queue.ts'
+import { OP, REDUCTION, TYPE } from '../../device/engine/commands.ts'
+import type { Operand as Place } from '../../device/engine/queue.ts'
 import {
   checkApart,
   checkFused,
@@ -24,7 +24,7 @@ import { checkCut, isEven } from '../part-checks.ts'
 import type { MeetOptions } from '../rendezvous.ts'
 import type { Operand, Source, Target } from '../staged/group.ts'
 import { type Hold, held } from '../staged/member.ts'
-import { type CpuGroup, placeOf, type Results } from './group.ts'
+import { type EngineGroup, placeOf, type Results } from './group.ts'
 import { type Member, recorded } from './member.ts'
 
 export async function allReduce(
@@ -172,7 +172,7 @@ export async function allReduceResidualBiasRMSNorm(member: Member, args: FusedNo
 }
 
 /** One result for all ranks, or, where they brought targets, in each of those. */
-function handedOut(group: CpuGroup, y: Target, payloads: readonly { out: Target | undefined }[], results: Results): Tensor[] {
+function handedOut(group: EngineGroup, y: Target, payloads: readonly { out: Target | undefined }[], results: Results): Tensor[] {
   if (!payloads[0]?.out) return results.shared(y)
   return payloads.map(({ out }) => {
     group.copy(y.operand, (out as Target).operand)
@@ -182,7 +182,7 @@ function handedOut(group: CpuGroup, y: Target, payloads: readonly { out: Target 
 
 /** Ranks' operands, or parts of them, joined into `y`; `numbers` are its rows, their length, and the length of the operands' rows. */
 function reduceInto(
-  group: CpuGroup,
+  group: EngineGroup,
   operands: readonly Operand[],
   y: Source,
   op: ReduceOp,

@@ -1,16 +1,16 @@
-// The collectives of CPU ranks that move operands: gathered side by side, or copied from one rank, in one command whose work the ranks share out.
+// The collectives of ranks on one engine that move operands: gathered side by side, or copied from one rank, in one command whose work all share.
 import { dtypeSize } from '../../core/dtype.ts'
 import { checkInteger } from '../../core/errors.ts'
 import { resolveDim, type Shape, splitAt } from '../../core/shape.ts'
 import type { Tensor } from '../../core/tensor.ts'
-import { OP } from '../../device/cpu/commands.ts'
+import { OP } from '../../device/engine/commands.ts'
 import { checkHere, checkMoved, checkWritten, describeShape, describeTensor } from '../checks.ts'
 import type { GatherVOptions } from '../device-comm.ts'
 import { checkGathered, describeOpen, lengthAt } from '../part-checks.ts'
 import type { MeetOptions } from '../rendezvous.ts'
 import type { Operand, Target } from '../staged/group.ts'
 import { type Hold, held } from '../staged/member.ts'
-import { type CpuGroup, placeOf, type Results } from './group.ts'
+import { type EngineGroup, placeOf, type Results } from './group.ts'
 import { type Member, recorded } from './member.ts'
 
 export async function allGather(member: Member, x: Tensor, { dim = -1, ...options }: { dim?: number } & MeetOptions = {}): Promise<Tensor> {
@@ -118,7 +118,7 @@ function alike(x: Tensor, dim: number): (operand: Operand) => Part {
 
 /** All ranks' parts concatenated along dim, as a result of `rank`. */
 function sideBySide(
-  group: CpuGroup,
+  group: EngineGroup,
   parts: readonly Part[],
   { shape: like, dtype }: { shape: Shape; dtype: Tensor['dtype'] },
   dim: number,

@@ -1,10 +1,10 @@
-// CpuComm: collectives among ranks of one thread on one CPU device. The frequent ones are commands on the ranks' queues, ordered and run like any
-// other; what is not overridden here goes through host memory, as in StagedComm.
+// EngineComm: collectives among ranks of one thread on one engine. The frequent ones are commands on the ranks' queues, ordered and run like
+// any other; what is not overridden here goes through host memory, as in StagedComm.
 import { ArgumentError } from '../../core/errors.ts'
 import type { Shape } from '../../core/shape.ts'
 import type { Tensor } from '../../core/tensor.ts'
-import { CpuDevice } from '../../device/cpu/device.ts'
 import type { Device } from '../../device/device.ts'
+import { EngineDevice } from '../../device/engine/device.ts'
 import { LocalChannels } from '../channels.ts'
 import type { AllReduceOptions, FusedNorm, GatherVOptions, ReduceOp, ScatterVOptions, TreeCut } from '../device-comm.ts'
 import { type GroupHost, LocalHostComm } from '../host.ts'
@@ -12,26 +12,26 @@ import type { MeetOptions } from '../rendezvous.ts'
 import { StagedComm } from '../staged/comm.ts'
 import { StagedGroup, type Staging } from '../staged/group.ts'
 import type { Common } from '../staged/member.ts'
-import { CpuGroup } from './group.ts'
+import { EngineGroup } from './group.ts'
 import type { Member } from './member.ts'
 import { allGather, allGatherV, broadcast, broadcastInto, gather } from './move.ts'
 import { allReduce, allReduceResidualBiasRMSNorm, allReduceTree, reduce, reduceScatter, reduceScatterV } from './reduce.ts'
 
-export class CpuComm extends StagedComm {
-  /** Whether ranks with these devices can be joined so: views of one CPU device, all in this thread. */
+export class EngineComm extends StagedComm {
+  /** Whether ranks with these devices can be joined so: views of one engine, all in this thread. */
   static joins(host: GroupHost, devices: readonly unknown[]): boolean {
     return (
       host instanceof LocalHostComm &&
-      devices.every((device) => device instanceof CpuDevice && device.memory === (devices[0] as CpuDevice).memory)
+      devices.every((device) => device instanceof EngineDevice && device.memory === (devices[0] as EngineDevice).memory)
     )
   }
 
-  static override async create(host: GroupHost, device: Device): Promise<CpuComm> {
+  static override async create(host: GroupHost, device: Device): Promise<EngineComm> {
     const complete = (devices: Device[]): Common[] => {
-      const common = CpuComm.commonOf(host, devices)
+      const common = EngineComm.commonOf(host, devices)
       return devices.map(() => common)
     }
-    return new CpuComm(host, device, await host.meet('createDeviceComm(cpu)', { payload: device }, complete))
+    return new EngineComm(host, device, await host.meet('createDeviceComm(engine)', { payload: device }, complete))
   }
 
   /** @throws ERR_ARGUMENT for two ranks with one view. */
@@ -47,7 +47,7 @@ export class CpuComm extends StagedComm {
           null,
         ),
     )
-    return { group: new CpuGroup(devices as readonly CpuDevice[]), channels, traffic: { crossings: 0, bytes: 0 } }
+    return { group: new EngineGroup(devices as readonly EngineDevice[]), channels, traffic: { crossings: 0, bytes: 0 } }
   }
 
   override allReduce(x: Tensor, options?: AllReduceOptions): Promise<Tensor> {
@@ -92,10 +92,10 @@ export class CpuComm extends StagedComm {
     return inPlace ? broadcastInto(this.#member, x, options) : broadcast(this.#member, x, options)
   }
 
-  override async split(options: { color: number | null; key?: number }): Promise<CpuComm | null> {
+  override async split(options: { color: number | null; key?: number }): Promise<EngineComm | null> {
     this.member.checkOpen()
     const host = await this.member.host.split(options)
-    return host && CpuComm.create(host, this.member.device)
+    return host && EngineComm.create(host, this.member.device)
   }
 
   override describe(): string {

@@ -1,5 +1,5 @@
-// Memory of the CPU device: blocks that are used again after they are freed, and who has yet to read or write them.
-import type { CpuEngine } from '../../core/addon.ts'
+// Memory of a device with an engine: blocks that are used again after they are freed, and who has yet to read or write them.
+import type { Engine } from '../../core/addon.ts'
 import { DeviceError, OutOfMemoryError } from '../../core/errors.ts'
 import { roundUp } from '../../core/shape.ts'
 import { type Storage, UseCount } from '../../core/storage.ts'
@@ -49,7 +49,7 @@ export class Block {
 }
 
 /** A tensor's bytes: a block, from its beginning. */
-export class CpuStorage extends UseCount implements Storage {
+export class EngineStorage extends UseCount implements Storage {
   readonly memory: Memory
   readonly block: Block
   readonly byteLength: number
@@ -65,25 +65,28 @@ export class CpuStorage extends UseCount implements Storage {
 }
 
 export class Memory {
-  readonly #engine: CpuEngine
+  readonly #engine: Engine
+  /** What errors call it. */
+  readonly device: string
   readonly #all = new Set<Block>()
   #keptBytes = 0
   /** Blocks that somebody holds: the figure leak tests compare. */
   liveBlocks = 0
 
-  constructor(engine: CpuEngine) {
+  constructor(engine: Engine, device: string) {
     this.#engine = engine
+    this.device = device
   }
 
   /**
    * `kept` are the freed blocks of the rank that asks, by size: its own are used again without waiting for other ranks. With `idle`, no command
    * that has yet to run uses the block.
    */
-  allocate(byteLength: number, kept: Map<number, Block[]>, idle = false): CpuStorage {
+  allocate(byteLength: number, kept: Map<number, Block[]>, idle = false): EngineStorage {
     const size = sizeClass(byteLength)
     const block = this.#reuse(size, kept, idle) ?? this.#create(size)
     this.liveBlocks++
-    return new CpuStorage(this, block, byteLength, () => this.#giveBack(block, kept))
+    return new EngineStorage(this, block, byteLength, () => this.#giveBack(block, kept))
   }
 
   /** Gives all blocks back, also those that somebody still holds. */
@@ -107,7 +110,7 @@ export class Memory {
       this.#all.add(block)
       return block
     } catch (cause) {
-      throw new OutOfMemoryError(`The CPU device could not allocate ${size} bytes; split the model over more ranks or free tensors first`, {
+      throw new OutOfMemoryError(`${this.device} could not allocate ${size} bytes; split the model over more ranks or free tensors first`, {
         cause,
       })
     }
@@ -137,15 +140,17 @@ function sizeClass(bytes: number): number {
 }
 
 /** The storage behind a tensor of this memory; anything else is refused. */
-export function cpuStorage(memory: Memory, storage: Storage): CpuStorage {
-  if (!(storage instanceof CpuStorage)) throw new DeviceError('Expected a tensor on a CPU device; move it there with tensor.to(device)')
-  if (storage.memory !== memory) throw new DeviceError('This tensor is on another CPU device; move it with tensor.to(device)')
+export function engineStorage(memory: Memory, storage: Storage): EngineStorage {
+  if (!(storage instanceof EngineStorage))
+    throw new DeviceError(`Expected a tensor on ${memory.device}; move it there with tensor.to(device)`)
+  if (storage.memory !== memory)
+    throw new DeviceError(`This tensor is on another device than ${memory.device}; move it with tensor.to(device)`)
   return storage
 }
 
-/** As `cpuStorage`, for writing. */
-export function writableStorage(memory: Memory, storage: Storage): CpuStorage {
-  const own = cpuStorage(memory, storage)
+/** As `engineStorage`, for writing. */
+export function writableStorage(memory: Memory, storage: Storage): EngineStorage {
+  const own = engineStorage(memory, storage)
   if (own.readOnly)
     throw new DeviceError('This tensor is the result of a collective, shared by ranks of one device; copy it before writing')
   return own

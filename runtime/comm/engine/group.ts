@@ -1,18 +1,18 @@
-// CpuGroup: ranks on views of one CPU device. Their collectives are commands on the ranks' queues, which nobody waits for in JavaScript.
+// EngineGroup: ranks on views of one engine. Their collectives are commands on the ranks' queues, which nobody waits for in JavaScript.
 import type { DType } from '../../core/dtype.ts'
 import type { Shape } from '../../core/shape.ts'
 import { Tensor } from '../../core/tensor.ts'
-import { OP } from '../../device/cpu/commands.ts'
-import type { CpuDevice } from '../../device/cpu/device.ts'
-import type { CpuStorage } from '../../device/cpu/memory.ts'
-import { type Operand as Place, Queue } from '../../device/cpu/queue.ts'
+import { OP } from '../../device/engine/commands.ts'
+import type { EngineDevice } from '../../device/engine/device.ts'
+import type { EngineStorage } from '../../device/engine/memory.ts'
+import { type Operand as Place, Queue } from '../../device/engine/queue.ts'
 import { shareStorage } from '../checks.ts'
 import type { MeetOptions } from '../rendezvous.ts'
 import { type Operand, type Source, StagedGroup, type Staging, type Target } from '../staged/group.ts'
 import { operandOf } from '../staged/member.ts'
 
-export class CpuGroup extends StagedGroup {
-  readonly devices: readonly CpuDevice[]
+export class EngineGroup extends StagedGroup {
+  readonly devices: readonly EngineDevice[]
   /** Of one slice a rank: ((a + b) + c) + ... */
   readonly joins: readonly number[]
   readonly #queues: readonly Queue[]
@@ -20,7 +20,7 @@ export class CpuGroup extends StagedGroup {
   #staged = 0
 
   /** `devices` by rank: views of one device. */
-  constructor(devices: readonly CpuDevice[]) {
+  constructor(devices: readonly EngineDevice[]) {
     super(devices, null)
     this.devices = devices
     this.joins = devices.map((_, rank) => Number(rank > 0))
@@ -61,13 +61,13 @@ export class CpuGroup extends StagedGroup {
   /** An operand as it is now where a command that reads it writes part of its bytes: itself, or a copy. `inPlace`: it may write exactly there. */
   steady(operand: Operand, written: readonly Source[], inPlace: boolean, results: Results): Place {
     if (!written.some((place) => clash(operand, place, inPlace))) return placeOf(operand)
-    const copy = results.scratch(this.devices[operand.rank] as CpuDevice, operand.byteLength)
+    const copy = results.scratch(this.devices[operand.rank] as EngineDevice, operand.byteLength)
     this.alone(operand.rank, OP.copy, [operand.byteLength], [placeOf(operand), copy], [1])
     return copy
   }
 
   #record<R>(record: (results: Results) => R[]): R[] {
-    const [{ failure }] = this.devices as [CpuDevice]
+    const [{ failure }] = this.devices as [EngineDevice]
     if (failure) throw failure
     const results = new Results(this.devices)
     try {
@@ -83,17 +83,17 @@ export class CpuGroup extends StagedGroup {
 
 /** What one collective makes: tensors for its ranks, given back if it fails, and memory that it needs itself. */
 export class Results {
-  readonly #devices: readonly CpuDevice[]
+  readonly #devices: readonly EngineDevice[]
   readonly #made: Tensor[] = []
-  readonly #scratch: CpuStorage[] = []
+  readonly #scratch: EngineStorage[] = []
 
-  constructor(devices: readonly CpuDevice[]) {
+  constructor(devices: readonly EngineDevice[]) {
     this.#devices = devices
   }
 
   /** A result that belongs to one rank. */
   of(rank: number, shape: Shape, dtype: DType): Target {
-    const tensor = Tensor.empty(shape, { dtype, device: this.#devices[rank] as CpuDevice })
+    const tensor = Tensor.empty(shape, { dtype, device: this.#devices[rank] as EngineDevice })
     this.#made.push(tensor)
     return { tensor, operand: operandOf(rank)(tensor, 'w') }
   }
@@ -111,7 +111,7 @@ export class Results {
     })
   }
 
-  scratch(device: CpuDevice, byteLength: number): Place {
+  scratch(device: EngineDevice, byteLength: number): Place {
     const storage = device.storage(byteLength)
     this.#scratch.push(storage)
     return { block: storage.block, offset: 0 }
@@ -127,7 +127,7 @@ export class Results {
 }
 
 export function placeOf({ buffer, offset }: Source): Place {
-  return { block: (buffer as CpuStorage).block, offset }
+  return { block: (buffer as EngineStorage).block, offset }
 }
 
 function samePlace(a: Source, b: Source): boolean {

@@ -1,12 +1,12 @@
-// Member: one rank's part in a group of CPU ranks: its collectives are recorded as soon as all have come.
+// Member: one rank's part in a group of ranks on one engine: its collectives are recorded as soon as all have come.
 import type { Device } from '../../device/device.ts'
 import type { GroupMember } from '../member.ts'
 import type { MeetOptions } from '../rendezvous.ts'
 import type { Operand, Staging } from '../staged/group.ts'
 import type { Hold } from '../staged/member.ts'
-import type { CpuGroup, Results } from './group.ts'
+import type { EngineGroup, Results } from './group.ts'
 
-export type Member = GroupMember<Device, CpuGroup, Staging, Operand>
+export type Member = GroupMember<Device, EngineGroup, Staging, Operand>
 
 /** As GroupMember.run, with a `record` that awaits nothing: it runs once for all ranks and gives each its result. */
 export function recorded<P, R>(

@@ -1,0 +1,228 @@
+// EngineDevice: one rank's view of a device whose commands an engine runs, by number. Ranks share its memory; each has a queue of its own.
+import type { Engine } from '../../core/addon.ts'
+import type { DType } from '../../core/dtype.ts'
+import { DeviceError, type RankmeshError } from '../../core/errors.ts'
+import type { Storage } from '../../core/storage.ts'
+import type { Tensor } from '../../core/tensor.ts'
+import { expectShape } from '../checks.ts'
+import type { Attention, Device, KernelTime, Product, RopeAppend, TreeProduct } from '../device.ts'
+import { OP, OP_NAMES, OP_TYPES, TYPE_NAMES } from './commands.ts'
+import { type Block, type EngineStorage, engineStorage, Memory, writableStorage } from './memory.ts'
+import * as ops from './ops.ts'
+import { Queue } from './queue.ts'
+
+/** What the views of one device share. */
+export class Processor {
+  readonly kind: 'cpu' | 'cuda'
+  readonly name: string
+  readonly description: string
+  readonly software: boolean
+  readonly engine: Engine
+  readonly memory: Memory
+  /** Whether each view's thread stays on a processor core of its own. */
+  readonly pinned: boolean
+  readonly queues: Set<WeakRef<Queue>> = new Set()
+  views = 0
+  failure: RankmeshError | null = null
+
+  constructor(engine: Engine, is: { kind: 'cpu' | 'cuda'; name: string; description: string; software: boolean; pinned?: boolean }) {
+    this.kind = is.kind
+    this.name = is.name
+    this.description = is.description
+    this.software = is.software
+    this.engine = engine
+    this.memory = new Memory(engine, is.description)
+    this.pinned = is.pinned ?? false
+  }
+}
+
+export abstract class EngineDevice implements Device {
+  readonly queue: Queue
+  protected readonly processor: Processor
+  /** Freed blocks of this rank, by size. */
+  readonly #kept = new Map<number, Block[]>()
+
+  protected constructor(processor: Processor) {
+    this.processor = processor
+    this.queue = new Queue(processor.engine.createQueue(processor.pinned ? processor.views : -1))
+    processor.views++
+    processor.queues.add(new WeakRef(this.queue))
+  }
+
+  /** Another rank's view of the same memory, with a queue of its own. */
+  abstract view(): EngineDevice
+
+  get kind(): 'cpu' | 'cuda' {
+    return this.processor.kind
+  }
+
+  get name(): string {
+    return this.processor.name
+  }
+
+  get description(): string {
+    return this.processor.description
+  }
+
+  get software(): boolean {
+    return this.processor.software
+  }
+
+  get failure(): RankmeshError | null {
+    return this.processor.failure
+  }
+
+  get memory(): Memory {
+    return this.processor.memory
+  }
+
+  allocate(byteLength: number): Storage {
+    return this.storage(byteLength)
+  }
+
+  /** As `allocate`; with `idle` the memory may be written at once, whatever is still to run. */
+  storage(byteLength: number, idle = false): EngineStorage {
+    if (this.failure) throw this.failure
+    return this.memory.allocate(byteLength, this.#kept, idle)
+  }
+
+  write(storage: Storage, byteOffset: number, bytes: Uint8Array): void {
+    if (this.failure) throw this.failure
+    const { block, byteLength } = writableStorage(this.memory, storage)
+    if (byteOffset + bytes.byteLength > byteLength)
+      throw new DeviceError(`A write of ${bytes.byteLength} bytes at ${byteOffset} passes the storage's end`)
+    if (bytes.byteLength === 0) return
+    if (block.idle) {
+      block.bytes.set(bytes, byteOffset)
+      return
+    }
+    const staged = this.storage(bytes.byteLength, true)
+    staged.block.bytes.set(bytes)
+    this.queue.record(
+      OP.copy,
+      [bytes.byteLength],
+      [
+        { block: staged.block, offset: 0 },
+        { block, offset: byteOffset },
+      ],
+      [1],
+    )
+    staged.release()
+  }
+
+  async read(storage: Storage, byteOffset: number, byteLength: number): Promise<Uint8Array<ArrayBuffer>> {
+    if (this.failure) throw this.failure
+    const { block } = engineStorage(this.memory, storage)
+    const staged = this.storage(byteLength)
+    this.queue.record(
+      OP.copy,
+      [byteLength],
+      [
+        { block, offset: byteOffset },
+        { block: staged.block, offset: 0 },
+      ],
+      [1],
+    )
+    try {
+      await this.#finish()
+      return staged.block.bytes.slice(0, byteLength)
+    } finally {
+      staged.release()
+    }
+  }
+
+  embedding(ids: Tensor, table: Tensor, options?: { first?: number; dtype?: DType; out?: Tensor }): Tensor {
+    return ops.embedding(this, ids, table, options)
+  }
+
+  matmul(x: Tensor, w: Tensor, options?: Product): Tensor {
+    return ops.matmul(this, x, w, options)
+  }
+
+  matmulTree(x: Tensor, w: Tensor, options: TreeProduct): Tensor {
+    return ops.matmulTree(this, x, w, options)
+  }
+
+  ropeAppend(x: Tensor, options: RopeAppend): Tensor {
+    return ops.ropeAppend(this, x, options)
+  }
+
+  attention(q: Tensor, options: Attention): Tensor {
+    return ops.attention(this, q, options)
+  }
+
+  siluMul(x: Tensor, options?: { out?: Tensor }): Tensor {
+    return ops.siluMul(this, x, options)
+  }
+
+  rmsNorm(x: Tensor, weight: Tensor, options?: { eps?: number; zeroCentered?: boolean; out?: Tensor }): Tensor {
+    return ops.rmsNorm(this, x, weight, options)
+  }
+
+  add(a: Tensor, b: Tensor, options?: { out?: Tensor }): Tensor {
+    return ops.add(this, a, b, options)
+  }
+
+  softmax(x: Tensor, options?: { out?: Tensor }): Tensor {
+    return ops.softmax(this, x, options)
+  }
+
+  argmax(x: Tensor, { out }: { out?: Tensor } = {}): Tensor {
+    const shape = x.shape.slice(0, -1)
+    if (out) expectShape(out, shape, 'out')
+    using column = out?.reshape([...shape, 1])
+    const best = ops.topK(this, x, 1, column)
+    best.values.dispose()
+    if (out) return out
+    using indices = best.indices
+    return indices.reshape(shape)
+  }
+
+  topK(x: Tensor, k: number): { values: Tensor; indices: Tensor } {
+    return ops.topK(this, x, k)
+  }
+
+  cast(x: Tensor, dtype: DType, options?: { out?: Tensor }): Tensor {
+    return ops.cast(this, x, dtype, options)
+  }
+
+  copy(from: Tensor, to: Tensor): void {
+    ops.copy(this, from, to)
+  }
+
+  async profile(work: () => Promise<void>): Promise<KernelTime[]> {
+    await this.sync()
+    this.queue.measure()
+    await work()
+    await this.sync()
+    return this.queue.measured().map(({ op, types, runs, nanoseconds }) => {
+      const name = OP_NAMES[op] as (typeof OP_NAMES)[number]
+      const variant = types.slice(0, OP_TYPES[name]).map((type) => TYPE_NAMES[type])
+      return { kernel: [name, ...variant].join(' '), runs, nanoseconds }
+    })
+  }
+
+  async sync(): Promise<void> {
+    if (this.failure) throw this.failure
+    await this.#finish()
+  }
+
+  /** Ends the device for every view of it: pending work fails with ERR_DEVICE, its memory is given back. */
+  dispose(): void {
+    const { failure, queues, memory } = this.processor
+    if (failure) return
+    this.processor.failure = new DeviceError(`The device ${this.description} was disposed; open a new one to go on`)
+    for (const queue of queues) queue.deref()?.close()
+    memory.dispose()
+  }
+
+  [Symbol.dispose](): void {
+    this.dispose()
+  }
+
+  async #finish(): Promise<void> {
+    const done = await this.queue.finish()
+    if (this.failure) throw this.failure
+    if (!done) throw new DeviceError(`The queue of ${this.description} has ended; open a new device to go on`)
+  }
+}
