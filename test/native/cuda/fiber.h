@@ -91,16 +91,7 @@ class Fiber {
     void* const memory = mmap(nullptr, kStack, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (memory == MAP_FAILED) Fail("no memory for stacks");
     stack_ = static_cast<std::byte*>(memory);
-#if defined(__x86_64__)
-    void** top = reinterpret_cast<void**>(stack_ + kStack) - 1;
-    *--top = reinterpret_cast<void*>(entry);
-    pointer_ = top - 6;
-#else
-    getcontext(&context_);
-    context_.uc_stack = {.ss_sp = stack_, .ss_flags = 0, .ss_size = kStack};
-    context_.uc_link = nullptr;
-    makecontext(&context_, entry, 0);
-#endif
+    Prepare(entry);
   }
   Fiber(const Fiber&) = delete;
   ~Fiber() {
@@ -109,6 +100,22 @@ class Fiber {
     __tsan_destroy_fiber(tsan_);
 #endif
     munmap(stack_, kStack);
+  }
+
+  /** As new: what it was doing is forgotten. */
+  void Prepare(void (*entry)()) {
+#if defined(__x86_64__)
+    // Stacks that end at unlike offsets share fewer lines of the cache.
+    const size_t shift = reinterpret_cast<uintptr_t>(stack_) / kStack % 16 * 256;
+    void** top = reinterpret_cast<void**>(stack_ + kStack - shift) - 1;
+    *--top = reinterpret_cast<void*>(entry);
+    pointer_ = top - 6;
+#else
+    getcontext(&context_);
+    context_.uc_stack = {.ss_sp = stack_, .ss_flags = 0, .ss_size = kStack};
+    context_.uc_link = nullptr;
+    makecontext(&context_, entry, 0);
+#endif
   }
 
   /** Goes on with `next`; returns when somebody switches back to this one, which is the one that runs. */

@@ -1,29 +1,13 @@
 // The machine of the emulation: streams of kernels, whose threads are fibers that take turns in an order made of a seed.
 #pragma once
-#include <functional>
+#include <algorithm>
 #include <iterator>
 #include <memory>
 #include <vector>
 
-#include "fiber.h"
-
-struct Index3 {
-  unsigned x = 0, y = 0, z = 0;
-};
-inline Index3 threadIdx, blockIdx, blockDim, gridDim;
+#include "thread.h"
 
 namespace emulation {
-
-/** What a test may have broken, to see that it is found. */
-struct Planted {
-  /** Barrier that the threads of a kernel pass without waiting: 1 for the first. */
-  int barrier = 0;
-  /** Flags carry no order with them. */
-  bool relaxed = false;
-  /** Waits for flags end before the flag is there. */
-  bool hasty = false;
-};
-inline Planted planted;
 
 enum class State : uint8_t { kReady, kAtBarrier, kAtShuffle, kDone };
 
@@ -41,18 +25,15 @@ struct Thread {
   State state = State::kDone;
   int barriers = 0;
   int vote = 0;
-  float exchanged = 0;
-};
-
-struct Launch {
-  unsigned blocks, threads;
-  std::function<void()> kernel;
+  /** What it gives to its warp, in turn: a lane may be one exchange ahead of the slowest, not two. */
+  uint64_t exchanged[2] = {};
+  unsigned exchanges = 0;
 };
 
 struct Block {
   Stream* stream = nullptr;
   const Launch* launch = nullptr;
-  unsigned index = 0;
+  Index3 index;
   /** As many as the launch has, one after another. */
   const std::unique_ptr<Thread>* threads = nullptr;
   unsigned ended = 0;
@@ -61,8 +42,11 @@ struct Block {
   int votes[2] = {0, 0};
   unsigned at_shuffle[32] = {};
   float* floats = nullptr;
+  GuardedBytes shared;
+  std::byte* bytes = nullptr;
   /** Addresses for `Acquire` and `Release`: of barriers in turn. */
   char order[2] = {0, 0};
+  char warp_order[32][2] = {};
 };
 
 /** Threads that no machine uses: to make one takes long under a sanitizer. */
@@ -72,7 +56,9 @@ inline std::vector<std::unique_ptr<Thread>> idle;
 struct Stream {
   std::vector<Launch> queue;
   size_t begun = 0;
-  unsigned unfinished = 0;
+  /** Blocks of the kernel that have begun, and threads of those that have not ended. */
+  uint64_t started = 0;
+  uint64_t unfinished = 0;
   std::vector<Block> blocks;
   std::vector<std::unique_ptr<Thread>> threads;
   std::vector<Thread*> ready;
@@ -86,16 +72,19 @@ struct Stream {
 
 class Machine {
  public:
-  Machine(int ranks, uint32_t seed) : streams_(ranks), random_(seed) {}
+  Machine(int ranks, uint32_t seed) : random(seed), streams_(ranks) {}
   Machine(const Machine&) = delete;
   ~Machine() {
     for (Stream& stream : streams_) std::move(stream.threads.begin(), stream.threads.end(), std::back_inserter(idle));
   }
 
   /** Adds a kernel to a rank's stream; arguments are copied. */
-  void Launch(int rank, unsigned blocks, unsigned threads, std::function<void()> kernel) {
-    if (blocks > Stream::kMostBlocks || threads % 32 != 0) Fail("more blocks than are emulated, or warps that are not whole");
-    streams_[rank].queue.push_back({blocks, threads, std::move(kernel)});
+  void Launch(int rank, unsigned blocks, unsigned threads, std::function<void()> kernel, size_t shared_bytes = 0) {
+    Launch(rank, Index3{blocks, 1, 1}, threads, std::move(kernel), shared_bytes);
+  }
+  void Launch(int rank, Index3 grid, unsigned threads, std::function<void()> kernel, size_t shared_bytes = 0) {
+    if (threads == 0 || threads > 1024 || threads % 32 != 0) Fail("blocks that are too large or empty, or warps that are not whole");
+    streams_[rank].queue.push_back({grid, threads, shared_bytes, std::move(kernel)});
   }
 
   /** Runs all that was launched. `meanwhile` is called now and then, as the host would act beside the devices. */
@@ -103,13 +92,7 @@ class Machine {
 
   /** Nanoseconds of emulated time. */
   EMULATION_UNSEEN uint64_t now() const { return steps_ * kStep; }
-  EMULATION_UNSEEN uint32_t Random() {
-    uint32_t word = random_ += 0x9e3779b9u;
-    word = (word ^ (word >> 16)) * 0x85ebca6bu;
-    word = (word ^ (word >> 13)) * 0xc2b2ae35u;
-    return word ^ (word >> 16);
-  }
-
+  Randomness random;
   Fiber host;
   Thread* current = nullptr;
 
@@ -128,16 +111,13 @@ class Machine {
     const Block& block = *thread.block;
     current = &thread;
     threadIdx.x = thread.index;
-    blockIdx.x = block.index;
+    blockIdx = block.index;
     blockDim.x = block.launch->threads;
-    gridDim.x = block.launch->blocks;
+    gridDim = block.launch->grid;
     thread.state = State::kReady;
     host.SwitchTo(thread.fiber);
   }
-  uint32_t Below(size_t count) { return static_cast<uint32_t>((uint64_t{Random()} * count) >> 32); }
-
   std::vector<Stream> streams_;
-  uint32_t random_;
   uint64_t steps_ = 0;
 };
 inline Machine* machine = nullptr;
@@ -167,45 +147,48 @@ inline void Thread::Entry() {
   }
 }
 
-/** Shared memory that nobody has written to yet. */
-EMULATION_UNSEEN inline void Poison(float* at, unsigned count) {
-  for (unsigned i = 0; i < count; i++) at[i] = __builtin_nanf("");
-}
-
-/** The stream's next kernel, `queue[begun]`. */
+/** The stream's next kernel, `queue[begun]`, or its next blocks: as many as are there at once. */
 inline void Machine::Start(Stream& stream) {
   const auto& launch = stream.queue[stream.begun];
-  Poison(stream.floats.data(), launch.blocks * Stream::kFloats);
-  stream.unfinished = launch.blocks * launch.threads;
+  const auto blocks = static_cast<unsigned>(std::min<uint64_t>(launch.Blocks() - stream.started, Stream::kMostBlocks));
+  Poison(stream.floats.data(), blocks * Stream::kFloats * sizeof(float));
+  stream.unfinished = uint64_t{blocks} * launch.threads;
   while (stream.threads.size() < stream.unfinished) {
     if (idle.empty()) idle.push_back(std::make_unique<Thread>());
     stream.threads.push_back(std::move(idle.back()));
     idle.pop_back();
   }
-  stream.blocks.assign(launch.blocks, Block{});
-  for (unsigned b = 0; b < launch.blocks; b++) {
+  stream.blocks.clear();
+  stream.blocks.resize(blocks);
+  for (unsigned b = 0; b < blocks; b++) {
     Block& block = stream.blocks[b];
     block.stream = &stream;
     block.launch = &launch;
-    block.index = b;
+    block.index = launch.Place(stream.started + b);
     block.threads = stream.threads.data() + b * launch.threads;
     block.floats = stream.floats.data() + b * Stream::kFloats;
+    if (launch.shared_bytes) Poison(block.bytes = block.shared.Take(launch.shared_bytes), launch.shared_bytes);
     for (unsigned t = 0; t < launch.threads; t++) {
       Thread& thread = *block.threads[t];
       thread.block = &block;
       thread.index = t;
       thread.barriers = 0;
+      thread.exchanges = 0;
       for (unsigned lane = 0; lane < 32; lane++) thread.warp[lane] = block.threads[t / 32 * 32 + lane].get();
       stream.ready.push_back(&thread);
     }
   }
+  stream.started += blocks;
 }
 
 /** Whether the stream has something to run. */
 inline bool Machine::Advance(Stream& stream) {
   if (stream.unfinished == 0 && !stream.blocks.empty()) {
     stream.blocks.clear();
-    stream.begun++;
+    if (stream.started == stream.queue[stream.begun].Blocks()) {
+      stream.begun++;
+      stream.started = 0;
+    }
   }
   if (stream.begun == stream.queue.size()) return false;
   if (stream.blocks.empty()) Start(stream);
@@ -220,7 +203,7 @@ inline void Machine::Settle(Stream& stream, Thread& thread) {
     stream.unfinished--;
     if (block.at_barrier) Fail("a thread ends while others of its block wait at a barrier");
   } else if (thread.state == State::kAtBarrier) {
-    block.votes[block.round & 1] |= thread.vote;
+    block.votes[block.round & 1] += thread.vote;
     if (block.ended) Fail("a barrier that a thread which has ended will not reach");
     if (++block.at_barrier < block.launch->threads) return;
     block.at_barrier = 0;
@@ -253,16 +236,16 @@ inline void Machine::Run(const std::function<void()>& meanwhile) {
       }
       if (busy.empty()) break;
       for (Stream* stream : busy) {
-        if (Random() & 1) lively.push_back(stream);
+        if (random() & 1) lively.push_back(stream);
       }
-      if (lively.empty()) lively.push_back(busy[Below(busy.size())]);
-      until = steps_ + 1 + Below(Below(8) == 0 ? kLongSpell : kSpell);
+      if (lively.empty()) lively.push_back(busy[random.Below(busy.size())]);
+      until = steps_ + 1 + random.Below(random.Below(8) == 0 ? kLongSpell : kSpell);
       settled = true;
       if (meanwhile) meanwhile();
     }
-    Stream& stream = *lively[Below(lively.size())];
+    Stream& stream = *lively[random.Below(lively.size())];
     if (stream.ready.empty()) Fail("all threads of a kernel wait for each other");
-    const uint32_t at = Below(stream.ready.size());
+    const uint32_t at = random.Below(stream.ready.size());
     Thread& thread = *stream.ready[at];
     steps_++;
     if (steps_ > end) Fail("a kernel does not end");
@@ -281,7 +264,8 @@ inline void Machine::Run(const std::function<void()>& meanwhile) {
   }
 }
 
-EMULATION_UNSEEN inline int Barrier(int vote) {
+/** How many threads of the block voted. */
+EMULATION_UNSEEN inline int Barrier(bool vote) {
   Thread& self = *machine->current;
   Block& block = *self.block;
   if (++self.barriers == planted.barrier) return vote;
@@ -293,18 +277,35 @@ EMULATION_UNSEEN inline int Barrier(int vote) {
   return block.votes[round];
 }
 
-EMULATION_UNSEEN inline float Shuffled(float value, unsigned other) {
+/** Gives the warp a value, and meets it there; what lane i has given is `values[i]->exchanged[turn]`. */
+struct Exchange {
+  EMULATION_UNSEEN explicit Exchange(uint64_t value) : self(*machine->current), turn(self.exchanges++ & 1) {
+    self.exchanged[turn] = value;
+    Leave(State::kAtShuffle);
+  }
+  EMULATION_UNSEEN uint64_t Of(unsigned lane) const { return self.warp[lane % 32]->exchanged[turn]; }
+  Thread& self;
+  const unsigned turn;
+};
+
+EMULATION_UNSEEN inline void WarpBarrier() {
   Thread& self = *machine->current;
-  self.exchanged = value;
-  Leave(State::kAtShuffle);
-  const float result = self.warp[(self.index ^ other) % 32]->exchanged;
-  Leave(State::kAtShuffle);  // nobody writes `exchanged` again before all have read
-  return result;
+  char* const order = &self.block->warp_order[self.index / 32][self.exchanges & 1];
+  Release(order);
+  Exchange{0};
+  Acquire(order);
 }
+
+/** Others run first. */
+inline void Yield() { Leave(State::kReady); }
+EMULATION_UNSEEN inline uint32_t Random() { return machine->random(); }
+EMULATION_UNSEEN inline uint64_t Now() { return machine->now(); }
+EMULATION_UNSEEN inline float* BlockFloats() { return CurrentBlock().floats; }
+EMULATION_UNSEEN inline std::byte* SharedBytes() { return CurrentBlock().bytes; }
 
 /** Now and then others run first. */
 EMULATION_UNSEEN inline void Perhaps() {
-  if (machine->current && (machine->Random() & 7) == 0) Leave(State::kReady);
+  if (machine->current && (machine->random() & 7) == 0) Leave(State::kReady);
 }
 
 }  // namespace emulation
