@@ -17,7 +17,7 @@ Napi::Value Allocate(Napi::Env env, Registry& registry, Napi::Value byte_length)
   const auto bytes = static_cast<size_t>(IntegerOf(byte_length, "byteLength", 1, kMostBytes));
   std::shared_ptr<Block>* held;
   try {
-    held = new std::shared_ptr<Block>(std::make_shared<Block>(bytes));
+    held = new std::shared_ptr<Block>(std::make_shared<HostBlock>(bytes));
   } catch (const std::bad_alloc&) {
     throw Napi::RangeError::New(env, "the system has no " + std::to_string(bytes) + " bytes more");
   }
@@ -46,7 +46,7 @@ Napi::Value Measured(Napi::Env env, Queue& queue) {
   return list;
 }
 
-Napi::Value CreateQueue(Napi::Env env, const std::shared_ptr<Registry>& registry, Napi::Value core) {
+Napi::Value CreateQueue(Napi::Env env, const std::shared_ptr<CpuRegistry>& registry, Napi::Value core) {
   const auto progress = std::make_shared<Progress>();
   const auto queue = std::make_shared<Queue>(env, ChooseKernels(), progress, static_cast<int>(IntegerOf(core, "core", -1, 1 << 20)));
   auto object = Napi::Object::New(env);
@@ -71,7 +71,7 @@ Napi::Value CreateQueue(Napi::Env env, const std::shared_ptr<Registry>& registry
 
 Napi::Value CreateCpuEngine(const Napi::CallbackInfo& info) {
   const auto env = info.Env();
-  const auto registry = std::make_shared<Registry>();
+  const auto registry = std::make_shared<CpuRegistry>();
   auto engine = Napi::Object::New(env);
   const auto add = [&](const char* name, auto call) { engine.Set(name, Napi::Function::New(env, call, name)); };
   engine.Set("kernels", ChooseKernels().name);

@@ -1,54 +1,10 @@
-// The operations of the CPU device as calls without checks: what a queue runs, once for each kind of processor.
+// The kernels of the CPU device: what a queue runs, once for each kind of processor.
 #pragma once
-#include <cstddef>
-#include <cstdint>
+#include "../engine/call.h"
 
 namespace rankmesh::cpu {
 
-/** As runtime/device/cpu/commands.ts numbers them. */
-enum Op : uint32_t { kWait, kEmbedding, kMatmul, kMatmulTree, kRope, kAttention, kSiluMul, kRmsNorm, kAdd, kSoftmax, kTopK, kCast, kCopy, kMeet, kReduce, kReduceNorm, kGather, kOps };
-enum Type : uint8_t { kF32, kBf16, kF16, kWord, kQ8_0, kQ4_0, kQ4_1, kQ4_K, kQ5_K, kQ6_K, kTypes };
-
-/** Elements that a type stores together, and the bytes of all of them. */
-struct Format {
-  size_t values;
-  size_t bytes;
-};
-
-constexpr Format kFormats[kTypes] = {{1, 4}, {1, 2}, {1, 2}, {1, 4}, {32, 34}, {32, 18}, {32, 20}, {256, 144}, {256, 176}, {256, 210}};
-
-constexpr size_t kOperands = 5;
-constexpr size_t kNumbers = 7;
-
-/** How elements of several ranks become one: min and max of words come unsigned and signed. */
-enum Reduction : uint32_t { kSum, kProd, kMin, kMax, kMinSigned, kMaxSigned, kReductions };
-
-/** One of the operands that a collective has one of for each rank. */
-struct Slice {
-  const std::byte* at;
-  /** Of sums the joins behind this slice (see commands.ts), of gathered rows their bytes. */
-  size_t number;
-};
-
-/** Sums that wait for their right parts, at most. */
-constexpr size_t kDepth = 64;
-/** Elements of a row that are one piece of work. */
-constexpr size_t kPiece = 8192;
-
-/** One operation: its sizes and operands in the order in which commands.cc reads them. */
-struct Call {
-  Op op;
-  Type types[2];
-  bool flags[2];
-  float scalar;
-  size_t numbers[kNumbers];
-  std::byte* operands[kOperands];
-  /** Of collectives alone. */
-  const Slice* slices;
-  size_t slice_count;
-  /** Pieces of work to do, of those that the operation falls into; all others are one. */
-  size_t first, last;
-};
+using namespace engine;
 
 /** Memory of one thread for intermediate results, aligned to 64 bytes. */
 class Scratch {

@@ -125,17 +125,17 @@ void Queue::Run() {
 }
 
 bool Queue::RunCommand(const Command& command) {
-  if (command.meeting) return Meet(*command.meeting);
+  if (command.meeting) return Meet(static_cast<Gathering&>(*command.meeting));
   if (command.call.op != kWait) {
     RunKernel(command.call);
     return true;
   }
-  Progress& other = *command.other;
+  Progress& other = *static_cast<Progress*>(command.queue.get());
   const auto done = [&] { return other.completed.load(std::memory_order_acquire) >= command.epoch; };
   return other.bell.Wait([&] { return done() || other.ended; }, stop_) && done();
 }
 
-bool Queue::Meet(Meeting& meeting) {
+bool Queue::Meet(Gathering& meeting) {
   if (++meeting.arrived == meeting.members) meeting.bell.Ring();
   if (!meeting.bell.Wait([&] { return meeting.arrived == meeting.members || meeting.broken; }, stop_) || meeting.broken) return false;
   const size_t pieces = meeting.work.call.last;
@@ -153,8 +153,9 @@ bool Queue::Meet(Meeting& meeting) {
 void Queue::Abandon(std::vector<Command>& commands, size_t from) {
   for (size_t i = from; i < commands.size(); i++) {
     if (!commands[i].meeting) continue;
-    commands[i].meeting->broken = true;
-    commands[i].meeting->bell.Ring();
+    auto& meeting = static_cast<Gathering&>(*commands[i].meeting);
+    meeting.broken = true;
+    meeting.bell.Ring();
   }
 }
 

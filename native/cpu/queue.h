@@ -10,6 +10,7 @@
 #include <tuple>
 
 #include "commands.h"
+#include "kernels.h"
 
 namespace rankmesh::cpu {
 
@@ -48,7 +49,7 @@ class Queue {
   void Run();
   /** False where it cannot run, as this queue stops or another one has that it waits for. */
   bool RunCommand(const Command& command);
-  bool Meet(Meeting& meeting);
+  bool Meet(Gathering& meeting);
   void RunKernel(const Call& call);
   /** Tells those who wait for commands that these will not run. */
   static void Abandon(std::vector<Command>& commands, size_t from);

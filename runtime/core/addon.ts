@@ -86,28 +86,85 @@ export interface GlooStore {
   get(key: string, timeoutMs: number): Promise<Uint8Array>
 }
 
-/** What runs the commands of a CPU device: memory and queues, by number. */
+/** What runs the commands of a device: memory and queues, by number. */
 export interface Engine {
   /** What the kernels are made for. */
   readonly kernels: string
-  /** Memory aligned to 64 bytes where it is native. @throws RangeError where there is none left. */
-  allocate(byteLength: number): { id: number; buffer: ArrayBuffer }
+  /**
+   * Memory aligned to 64 bytes where it is native; `buffer` is null where JavaScript does not see it. @throws RangeError where there is none left.
+   */
+  allocate(byteLength: number): { id: number; buffer: ArrayBuffer | null }
+  /** Memory of the system that commands may copy from and to, where `allocate` gives memory that JavaScript does not see. @throws as allocate */
+  allocateHost?(byteLength: number): { id: number; buffer: ArrayBuffer }
   /** Takes the memory back once the commands that use it have run; `buffer` becomes empty. */
-  free(id: number, buffer: ArrayBuffer): void
+  free(id: number, buffer: ArrayBuffer | null): void
   /** A queue, with a thread of its own where it is native: on processor `core` of those this process may use, or on any (-1). */
   createQueue(core: number): EngineQueue
+}
+
+/** One whose memory JavaScript sees. */
+export interface CpuEngine extends Engine {
+  allocate(byteLength: number): { id: number; buffer: ArrayBuffer }
 }
 
 export interface EngineQueue {
   readonly id: number
   /** Hands over commands (the first `count` of `words`, as runtime/device/engine/commands.ts writes them). @throws RangeError for no commands. */
   submit(words: Float64Array, count: number): void
-  /** Resolves with true once everything submitted has run, with false where the queue is closed before. */
+  /**
+   * Copies bytes of JavaScript's memory into a block behind what was submitted, and returns once `bytes` may change; may wait for the device.
+   * There where the engine has `allocateHost`.
+   */
+  write?(id: number, offset: number, bytes: Uint8Array): void
+  /** Resolves with true once everything submitted has run, with false where the queue is closed before. @throws where the device has failed. */
   finish(): Promise<boolean>
   /** From now on kernels are timed, until `measured` gives what they took, summed by op and types. */
   measure(): void
   measured(): { op: number; types: readonly number[]; runs: number; nanoseconds: number }[]
   /** Ends it behind the command that it runs. */
+  close(): void
+}
+
+/** A CUDA device that the driver sees. */
+export interface CudaDeviceInfo {
+  index: number
+  name: string
+  /** The device's own number, the same in all processes: `GPU-` and 32 hexadecimal digits in groups. */
+  uuid: string
+  /** Such as 9.0. */
+  computeCapability: string
+  memoryBytes: number
+  multiprocessors: number
+}
+
+/**
+ * Runs commands on one CUDA device; each queue is a stream. Where a launch or a stream fails, `finish` rejects from then on with the driver's text.
+ * Used by the thread that made it.
+ */
+export interface CudaEngine extends Engine, CudaDeviceInfo {
+  allocateHost(byteLength: number): { id: number; buffer: ArrayBuffer }
+  /** What another rank needs to import the block, in whatever thread or process of this machine. */
+  exportMemory(id: number): Uint8Array<ArrayBuffer>
+  /** Another rank's block, as one of this engine; `free` lets go of it. @throws where the devices cannot access each other, with the driver's text. */
+  importMemory(exported: Uint8Array): { id: number; byteLength: number }
+  /** Writes 32 bits at once, beside what the queues run. */
+  poke(id: number, offset: number, word: number): void
+  /** Sets bytes to `value` at once, and waits until that is done. */
+  fill(id: number, offset: number, byteLength: number, value: number): void
+  /** Bytes of the device that nobody has allocated. */
+  freeBytes(): number
+  /** Whether the device `index` can be accessed from this one. */
+  canAccessPeer(index: number): boolean
+  /** From now on what the queues (by id) are given is not run but written down. What they wait for of other queues is waited for at each launch. */
+  beginCapture(queues: readonly number[]): void
+  /** @throws with the driver's text where the commands cannot be captured. */
+  endCapture(): CudaGraph
+}
+
+/** Commands that were written down once, to be run again with the same operands. */
+export interface CudaGraph {
+  /** Behind what the queues have been given, and before what they are given next. */
+  launch(): void
   close(): void
 }
 
@@ -134,7 +191,14 @@ export interface Addon {
   /** out[i] = ((parts[0][i] + parts[1][i]) + parts[2][i]) + ..., float32, vectorised, in this order. Views of equal length. */
   sumFloat32(parts: readonly Float32Array[], out: Float32Array): void
   /** The CPU device's kernels; not there where the compiler was of a kind that they do not know. */
-  createCpuEngine?(): Engine
+  createCpuEngine?(): CpuEngine
+  /** What CUDA devices there are; features().cuda says why there are none. Not there where the addon is built without support of CUDA. */
+  cudaDevices?(): CudaDeviceInfo[]
+  /**
+   * An engine on the CUDA device `index`. The variables RANKMESH_CUDA_PATH, RANKMESH_CUDA_KERNELS and RANKMESH_CUBLASLT_PATH name other files than
+   * libcuda.so.1, the addon's rankmesh.fatbin and libcublasLt.so. @throws Error with the reason where it cannot be.
+   */
+  createCudaEngine?(index: number): CudaEngine
   /** A new segment of zeroes, readable by this user alone. @throws where the name is taken or the memory is not there. */
   createSegment(name: string, byteLength: number): Segment
   /** @throws an Error with code ENOENT where there is none (yet). */

@@ -3,7 +3,7 @@ import { spawn } from 'node:child_process'
 import { rmSync } from 'node:fs'
 import { dirname } from 'node:path'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
-import type { Engine, EngineQueue } from '../../runtime/core/addon.ts'
+import type { CpuEngine, EngineQueue } from '../../runtime/core/addon.ts'
 import { loadAddon } from '../../runtime/core/addon-node.ts'
 import { Tensor } from '../../runtime/core/tensor.ts'
 import { CpuDevice } from '../../runtime/device/cpu/device.ts'
@@ -12,7 +12,7 @@ import { bundle } from '../support/bundle.ts'
 import { reason } from '../support/cpu.ts'
 import { Random, seed } from '../support/random.ts'
 
-const create = loadAddon()?.createCpuEngine as () => Engine
+const create = loadAddon()?.createCpuEngine as () => CpuEngine
 
 describe.skipIf(reason)(`the native engine${reason}`, () => {
   it('aligns its memory, and takes it back at once', () => {

@@ -146,7 +146,7 @@ export class Staging {
       if (!(device instanceof EngineDevice)) return device.read(buffer, offset, byteLength)
       await device.sync()
       const { block } = engineStorage(device.memory, buffer)
-      return block.idle ? block.bytes.subarray(offset, offset + byteLength) : device.read(buffer, offset, byteLength)
+      return block.bytes && block.idle ? block.bytes.subarray(offset, offset + byteLength) : device.read(buffer, offset, byteLength)
     }
     return settled(sources.map(read))
   }

@@ -9,7 +9,14 @@ import type { Attention, Device, KernelTime, Product, RopeAppend, TreeProduct } 
 import { OP, OP_NAMES, OP_TYPES, TYPE_NAMES } from './commands.ts'
 import { type Block, type EngineStorage, engineStorage, Memory, writableStorage } from './memory.ts'
 import * as ops from './ops.ts'
-import { Queue } from './queue.ts'
+import { type Operand, Queue } from './queue.ts'
+
+/** Freed bytes that are kept where the program has other uses for them. */
+const KEEP_BYTES = 512 * 2 ** 20
+/** The same of memory that bytes go through on their way to where JavaScript does not see them. */
+const KEEP_STAGING_BYTES = 64 * 2 ** 20
+/** Longer writes are not staged as a whole. */
+const STAGED_BYTES = 2 ** 20
 
 /** What the views of one device share. */
 export class Processor {
@@ -19,6 +26,8 @@ export class Processor {
   readonly software: boolean
   readonly engine: Engine
   readonly memory: Memory
+  /** Memory that JavaScript sees and commands copy from and to; the same as `memory` where that is such. */
+  readonly staging: Memory
   /** Whether each view's thread stays on a processor core of its own. */
   readonly pinned: boolean
   readonly queues: Set<WeakRef<Queue>> = new Set()
@@ -31,7 +40,10 @@ export class Processor {
     this.description = is.description
     this.software = is.software
     this.engine = engine
-    this.memory = new Memory(engine, is.description)
+    const host = engine.allocateHost?.bind(engine)
+    this.memory = new Memory(engine, is.description, host ? Number.POSITIVE_INFINITY : KEEP_BYTES)
+    const source = { allocate: host as typeof engine.allocate, free: engine.free.bind(engine) }
+    this.staging = host ? new Memory(source, `the system, for copies to and from ${is.description},`, KEEP_STAGING_BYTES) : this.memory
     this.pinned = is.pinned ?? false
   }
 }
@@ -41,9 +53,12 @@ export abstract class EngineDevice implements Device {
   protected readonly processor: Processor
   /** Freed blocks of this rank, by size. */
   readonly #kept = new Map<number, Block[]>()
+  /** The same of what bytes are staged in. */
+  readonly #keptStaging: Map<number, Block[]>
 
   protected constructor(processor: Processor) {
     this.processor = processor
+    this.#keptStaging = processor.staging === processor.memory ? this.#kept : new Map()
     this.queue = new Queue(processor.engine.createQueue(processor.pinned ? processor.views : -1))
     processor.views++
     processor.queues.add(new WeakRef(this.queue))
@@ -92,40 +107,28 @@ export abstract class EngineDevice implements Device {
     if (byteOffset + bytes.byteLength > byteLength)
       throw new DeviceError(`A write of ${bytes.byteLength} bytes at ${byteOffset} passes the storage's end`)
     if (bytes.byteLength === 0) return
-    if (block.idle) {
+    if (block.bytes && block.idle) {
       block.bytes.set(bytes, byteOffset)
       return
     }
-    const staged = this.storage(bytes.byteLength, true)
-    staged.block.bytes.set(bytes)
-    this.queue.record(
-      OP.copy,
-      [bytes.byteLength],
-      [
-        { block: staged.block, offset: 0 },
-        { block, offset: byteOffset },
-      ],
-      [1],
-    )
+    if (!block.bytes && bytes.byteLength > STAGED_BYTES) {
+      this.queue.write(block, byteOffset, bytes)
+      return
+    }
+    const staged = this.#stage(bytes.byteLength, true)
+    staged.bytes.set(bytes)
+    this.queue.record(OP.copy, [bytes.byteLength], [staged, { block, offset: byteOffset }], [1])
     staged.release()
   }
 
   async read(storage: Storage, byteOffset: number, byteLength: number): Promise<Uint8Array<ArrayBuffer>> {
     if (this.failure) throw this.failure
     const { block } = engineStorage(this.memory, storage)
-    const staged = this.storage(byteLength)
-    this.queue.record(
-      OP.copy,
-      [byteLength],
-      [
-        { block, offset: byteOffset },
-        { block: staged.block, offset: 0 },
-      ],
-      [1],
-    )
+    const staged = this.#stage(byteLength, false)
+    this.queue.record(OP.copy, [byteLength], [{ block, offset: byteOffset }, staged], [1])
     try {
       await this.#finish()
-      return staged.block.bytes.slice(0, byteLength)
+      return staged.bytes.slice(0, byteLength)
     } finally {
       staged.release()
     }
@@ -209,11 +212,12 @@ export abstract class EngineDevice implements Device {
 
   /** Ends the device for every view of it: pending work fails with ERR_DEVICE, its memory is given back. */
   dispose(): void {
-    const { failure, queues, memory } = this.processor
+    const { failure, queues, memory, staging } = this.processor
     if (failure) return
     this.processor.failure = new DeviceError(`The device ${this.description} was disposed; open a new one to go on`)
     for (const queue of queues) queue.deref()?.close()
     memory.dispose()
+    staging.dispose()
   }
 
   [Symbol.dispose](): void {
@@ -221,8 +225,21 @@ export abstract class EngineDevice implements Device {
   }
 
   async #finish(): Promise<void> {
-    const done = await this.queue.finish()
+    const done = await this.queue.finish().catch((cause: Error) => {
+      // Of all views: what the device has run since, nobody knows.
+      this.processor.failure ??= new DeviceError(`The device ${this.description} has failed: ${cause.message}; open a new one to go on`, {
+        cause,
+      })
+      return false
+    })
     if (this.failure) throw this.failure
     if (!done) throw new DeviceError(`The queue of ${this.description} has ended; open a new device to go on`)
+  }
+
+  /** Memory that JavaScript sees, for a copy. */
+  #stage(byteLength: number, idle: boolean): Operand & { bytes: Uint8Array<ArrayBuffer>; release(): void } {
+    const storage = this.processor.staging.allocate(byteLength, this.#keptStaging, idle)
+    const { block } = storage
+    return { block, offset: 0, bytes: block.bytes as Uint8Array<ArrayBuffer>, release: () => storage.release() }
   }
 }

@@ -1,18 +1,23 @@
 // Memory of a device with an engine: blocks that are used again after they are freed, and who has yet to read or write them.
-import type { Engine } from '../../core/addon.ts'
 import { DeviceError, OutOfMemoryError } from '../../core/errors.ts'
 import { roundUp } from '../../core/shape.ts'
 import { type Storage, UseCount } from '../../core/storage.ts'
 import type { Progress } from './queue.ts'
 
-/** Freed bytes kept for later use; beyond this blocks are given back. */
-const KEEP_BYTES = 512 * 2 ** 20
 const LINE = 64
+
+/** Where a Memory gets its blocks. */
+export interface BlockSource {
+  allocate(byteLength: number): { id: number; buffer: ArrayBuffer | null }
+  free(id: number, buffer: ArrayBuffer | null): void
+}
 
 /** A piece of memory, and the commands that have used it: one queue may write what others use only behind them. */
 export class Block {
   readonly id: number
-  readonly bytes: Uint8Array<ArrayBuffer>
+  readonly byteLength: number
+  /** Null where JavaScript does not see the memory. */
+  readonly bytes: Uint8Array<ArrayBuffer> | null
   /** Who wrote it last, and how many commands that queue had recorded then. */
   writer: Progress | null = null
   written = 0
@@ -21,9 +26,10 @@ export class Block {
   readonly read: number[] = []
   readings = 0
 
-  constructor(id: number, buffer: ArrayBuffer) {
+  constructor(id: number, byteLength: number, buffer: ArrayBuffer | null) {
     this.id = id
-    this.bytes = new Uint8Array(buffer)
+    this.byteLength = byteLength
+    this.bytes = buffer && new Uint8Array(buffer)
   }
 
   /** No command that has yet to run uses it. */
@@ -31,6 +37,12 @@ export class Block {
     if (this.writer && this.written > this.writer.completed) return false
     for (let i = 0; i < this.readings; i++) if ((this.read[i] as number) > (this.readers[i] as Progress).completed) return false
     return true
+  }
+
+  /** Hands over what was recorded, so that the block's number is of no more use to it. */
+  flush(): void {
+    this.writer?.queue?.flush()
+    for (let i = 0; i < this.readings; i++) this.readers[i]?.queue?.flush()
   }
 
   noteWrite(writer: Progress, epoch: number): void {
@@ -65,17 +77,22 @@ export class EngineStorage extends UseCount implements Storage {
 }
 
 export class Memory {
-  readonly #engine: Engine
+  readonly #source: BlockSource
   /** What errors call it. */
   readonly device: string
+  readonly #keepBytes: number
   readonly #all = new Set<Block>()
+  /** Freed blocks of each rank, by size. */
+  readonly #kept = new Set<Map<number, Block[]>>()
   #keptBytes = 0
   /** Blocks that somebody holds: the figure leak tests compare. */
   liveBlocks = 0
 
-  constructor(engine: Engine, device: string) {
-    this.#engine = engine
+  /** Freed bytes are kept for later use; beyond `keepBytes`, or where there is no other memory left, blocks are given back. */
+  constructor(source: BlockSource, device: string, keepBytes: number) {
+    this.#source = source
     this.device = device
+    this.#keepBytes = keepBytes
   }
 
   /**
@@ -85,14 +102,28 @@ export class Memory {
   allocate(byteLength: number, kept: Map<number, Block[]>, idle = false): EngineStorage {
     const size = sizeClass(byteLength)
     const block = this.#reuse(size, kept, idle) ?? this.#create(size)
-    this.liveBlocks++
-    return new EngineStorage(this, block, byteLength, () => this.#giveBack(block, kept))
+    return this.#hold(block, byteLength, () => this.#giveBack(block, kept))
+  }
+
+  /** A block that came in another way than by `allocate`, as its own; it is given back and not kept. */
+  adopt(id: number, byteLength: number): EngineStorage {
+    const block = new Block(id, byteLength, null)
+    this.#all.add(block)
+    return this.#hold(block, byteLength, () => {
+      this.liveBlocks--
+      this.#free(block)
+    })
   }
 
   /** Gives all blocks back, also those that somebody still holds. */
   dispose(): void {
-    for (const block of this.#all) this.#engine.free(block.id, block.bytes.buffer)
+    for (const block of this.#all) this.#source.free(block.id, block.bytes?.buffer ?? null)
     this.#all.clear()
+  }
+
+  #hold(block: Block, byteLength: number, free: () => void): EngineStorage {
+    this.liveBlocks++
+    return new EngineStorage(this, block, byteLength, free)
   }
 
   #reuse(size: number, kept: Map<number, Block[]>, idle: boolean): Block | undefined {
@@ -104,32 +135,52 @@ export class Memory {
   }
 
   #create(size: number): Block {
+    let made: ReturnType<BlockSource['allocate']>
     try {
-      const { id, buffer } = this.#engine.allocate(size)
-      const block = new Block(id, buffer)
-      this.#all.add(block)
-      return block
+      made = this.#keptBytes > 0 ? this.#allocateOrTrim(size) : this.#source.allocate(size)
     } catch (cause) {
       throw new OutOfMemoryError(`${this.device} could not allocate ${size} bytes; split the model over more ranks or free tensors first`, {
         cause,
       })
+    }
+    const block = new Block(made.id, size, made.buffer)
+    this.#all.add(block)
+    return block
+  }
+
+  #allocateOrTrim(size: number): ReturnType<BlockSource['allocate']> {
+    try {
+      return this.#source.allocate(size)
+    } catch {
+      for (const kept of this.#kept) {
+        for (const block of [...kept.values()].flat()) this.#free(block)
+        kept.clear()
+      }
+      this.#keptBytes = 0
+      return this.#source.allocate(size)
     }
   }
 
   #giveBack(block: Block, kept: Map<number, Block[]>): void {
     this.liveBlocks--
     if (!this.#all.has(block)) return
-    const size = block.bytes.byteLength
-    if (this.#keptBytes + size > KEEP_BYTES) {
-      // Commands that have yet to run keep the memory itself.
-      this.#all.delete(block)
-      this.#engine.free(block.id, block.bytes.buffer)
+    const size = block.byteLength
+    if (this.#keptBytes + size > this.#keepBytes) {
+      this.#free(block)
       return
     }
     this.#keptBytes += size
+    this.#kept.add(kept)
     const list = kept.get(size)
     if (list) list.push(block)
     else kept.set(size, [block])
+  }
+
+  /** Commands that have yet to run keep the memory itself. */
+  #free(block: Block): void {
+    if (!this.#all.delete(block)) return
+    block.flush()
+    this.#source.free(block.id, block.bytes?.buffer ?? null)
   }
 }
 

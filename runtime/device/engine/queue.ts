@@ -79,6 +79,15 @@ export class Queue {
     for (const queue of queues) for (const other of queues) if (other !== queue) queue.#awaited.set(other.progress, other.recorded)
   }
 
+  /** Copies bytes into a block, which JavaScript does not see, behind what was recorded; may wait for the device. `bytes` may change then. */
+  write(block: Block, offset: number, bytes: Uint8Array): void {
+    this.#order(block, true)
+    this.#begin(0)
+    this.flush()
+    this.#native.write?.(block.id, offset, bytes)
+    block.noteWrite(this.progress, this.recorded)
+  }
+
   /** Hands over what was recorded. */
   flush(): void {
     if (this.#pending === 0) return
