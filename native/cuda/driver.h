@@ -1,0 +1,161 @@
+// CUDA's driver, found when it is asked for: its functions, as this addon declares them itself, and its errors. Nothing of CUDA is linked.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+namespace rankmesh::cuda {
+
+using Result = int;
+using DeviceHandle = int;
+using DevicePointer = unsigned long long;
+using ContextHandle = struct CUctx_st*;
+using ModuleHandle = struct CUmod_st*;
+using FunctionHandle = struct CUfunc_st*;
+using StreamHandle = struct CUstream_st*;
+using EventHandle = struct CUevent_st*;
+using GraphHandle = struct CUgraph_st*;
+using GraphExecHandle = struct CUgraphExec_st*;
+
+struct Uuid {
+  unsigned char bytes[16];
+};
+struct IpcHandle {
+  unsigned char bytes[64];
+};
+
+constexpr Result kSuccess = 0;
+constexpr Result kOutOfMemory = 2;
+constexpr Result kNoDevice = 100;
+constexpr Result kNotReady = 600;
+constexpr Result kPeerAccessAlreadyEnabled = 704;
+
+/** The numbers of CUdevice_attribute that are asked for. */
+constexpr int kMultiprocessorCount = 16;
+constexpr int kUnifiedAddressing = 41;
+constexpr int kComputeCapabilityMajor = 75;
+constexpr int kComputeCapabilityMinor = 76;
+
+constexpr unsigned kStreamNonBlocking = 1;
+constexpr unsigned kEventTimed = 0;
+constexpr unsigned kEventUntimed = 2;
+/** Pinned memory that all devices may use. */
+constexpr unsigned kHostPortable = 1;
+constexpr unsigned kIpcLazyPeerAccess = 1;
+constexpr int kMaxDynamicSharedBytes = 8;
+/** Calls that others make meanwhile are not looked at. */
+constexpr int kCaptureRelaxed = 2;
+
+/** Name, and parameters. */
+#define RANKMESH_CUDA_FUNCTIONS(F)                                                                                                                  \
+  F(cuInit, (unsigned flags))                                                                                                                      \
+  F(cuDriverGetVersion, (int* version))                                                                                                            \
+  F(cuGetErrorName, (Result result, const char** name))                                                                                            \
+  F(cuGetErrorString, (Result result, const char** text))                                                                                          \
+  F(cuDeviceGetCount, (int* count))                                                                                                                \
+  F(cuDeviceGet, (DeviceHandle * device, int index))                                                                                               \
+  F(cuDeviceGetName, (char* name, int length, DeviceHandle device))                                                                                \
+  F(cuDeviceGetUuid, (Uuid * uuid, DeviceHandle device))                                                                                           \
+  F(cuDeviceTotalMem_v2, (size_t * bytes, DeviceHandle device))                                                                                    \
+  F(cuDeviceGetAttribute, (int* value, int attribute, DeviceHandle device))                                                                        \
+  F(cuDeviceCanAccessPeer, (int* can, DeviceHandle device, DeviceHandle peer))                                                                     \
+  F(cuDevicePrimaryCtxRetain, (ContextHandle * context, DeviceHandle device))                                                                      \
+  F(cuDevicePrimaryCtxRelease_v2, (DeviceHandle device))                                                                                           \
+  F(cuCtxSetCurrent, (ContextHandle context))                                                                                                      \
+  F(cuCtxEnablePeerAccess, (ContextHandle peer, unsigned flags))                                                                                   \
+  F(cuModuleLoadData, (ModuleHandle * module, const void* image))                                                                                  \
+  F(cuModuleUnload, (ModuleHandle module))                                                                                                         \
+  F(cuModuleGetFunction, (FunctionHandle * function, ModuleHandle module, const char* name))                                                       \
+  F(cuFuncSetAttribute, (FunctionHandle function, int attribute, int value))                                                                       \
+  F(cuMemGetInfo_v2, (size_t * free, size_t * total))                                                                                              \
+  F(cuMemAlloc_v2, (DevicePointer * pointer, size_t bytes))                                                                                        \
+  F(cuMemFree_v2, (DevicePointer pointer))                                                                                                         \
+  F(cuMemHostAlloc, (void** pointer, size_t bytes, unsigned flags))                                                                                \
+  F(cuMemFreeHost, (void* pointer))                                                                                                                \
+  F(cuMemcpyAsync, (DevicePointer to, DevicePointer from, size_t bytes, StreamHandle stream))                                                      \
+  F(cuMemsetD8Async, (DevicePointer to, unsigned char value, size_t bytes, StreamHandle stream))                                                   \
+  F(cuIpcGetMemHandle, (IpcHandle * handle, DevicePointer pointer))                                                                                \
+  F(cuIpcOpenMemHandle_v2, (DevicePointer * pointer, IpcHandle handle, unsigned flags))                                                            \
+  F(cuIpcCloseMemHandle, (DevicePointer pointer))                                                                                                  \
+  F(cuStreamCreate, (StreamHandle * stream, unsigned flags))                                                                                       \
+  F(cuStreamDestroy_v2, (StreamHandle stream))                                                                                                     \
+  F(cuStreamWaitEvent, (StreamHandle stream, EventHandle event, unsigned flags))                                                                   \
+  F(cuStreamSynchronize, (StreamHandle stream))                                                                                                    \
+  F(cuStreamBeginCapture_v2, (StreamHandle stream, int mode))                                                                                      \
+  F(cuStreamEndCapture, (StreamHandle stream, GraphHandle* graph))                                                                                 \
+  F(cuEventCreate, (EventHandle * event, unsigned flags))                                                                                          \
+  F(cuEventDestroy_v2, (EventHandle event))                                                                                                        \
+  F(cuEventRecord, (EventHandle event, StreamHandle stream))                                                                                       \
+  F(cuEventQuery, (EventHandle event))                                                                                                             \
+  F(cuEventSynchronize, (EventHandle event))                                                                                                       \
+  F(cuEventElapsedTime, (float* milliseconds, EventHandle start, EventHandle end))                                                                 \
+  F(cuLaunchKernel, (FunctionHandle function, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x, unsigned block_y,               \
+                     unsigned block_z, unsigned shared_bytes, StreamHandle stream, void** parameters, void** extra))                               \
+  F(cuGraphInstantiateWithFlags, (GraphExecHandle * exec, GraphHandle graph, unsigned long long flags))                                            \
+  F(cuGraphLaunch, (GraphExecHandle exec, StreamHandle stream))                                                                                    \
+  F(cuGraphExecDestroy, (GraphExecHandle exec))                                                                                                    \
+  F(cuGraphDestroy, (GraphHandle graph))
+
+/** A call that failed, with the driver's name and text for it. */
+struct CudaError : std::runtime_error {
+  CudaError(Result code, const std::string& text) : std::runtime_error(text), result(code) {}
+  const Result result;
+};
+
+/** There is no CUDA to be used here, and why. */
+struct Unavailable : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
+class Driver {
+ public:
+  /**
+   * The driver that RANKMESH_CUDA_PATH names, or libcuda.so.1: loaded once and initialised, never unloaded. Throws Unavailable where it is not
+   * there, lacks functions, is older than 12.0 or sees no device.
+   */
+  static const Driver& Get();
+
+  /** `what`: the call, in the error's text. Throws CudaError unless the result is kSuccess. */
+  void Check(Result result, const std::string& what) const {
+    if (result != kSuccess) Fail(result, what);
+  }
+  [[noreturn]] void Fail(Result result, const std::string& what) const;
+
+  const std::string& path() const { return path_; }
+  /** 1000 * major + 10 * minor. */
+  int version() const { return version_; }
+  int devices() const { return devices_; }
+
+#define RANKMESH_DECLARE(name, parameters) Result(*name) parameters = nullptr;
+  RANKMESH_CUDA_FUNCTIONS(RANKMESH_DECLARE)
+#undef RANKMESH_DECLARE
+
+ private:
+  explicit Driver(std::string path);
+
+  std::string path_;
+  int version_ = 0;
+  int devices_ = 0;
+};
+
+struct DeviceInfo {
+  int index;
+  std::string name;
+  Uuid uuid;
+  /** Major and minor. */
+  int capability[2];
+  size_t memory_bytes;
+  int multiprocessors;
+
+  /** As nvidia-smi prints it. */
+  std::string UuidText() const;
+};
+
+DeviceInfo InfoOf(const Driver& driver, int index);
+
+/** The file with the kernels that RANKMESH_CUDA_KERNELS names, or the one beside the addon; it need not be there. */
+std::string KernelsPath();
+
+}  // namespace rankmesh::cuda
