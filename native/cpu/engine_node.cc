@@ -46,12 +46,57 @@ Napi::Value Measured(Napi::Env env, Queue& queue) {
   return list;
 }
 
-Napi::Value CreateQueue(Napi::Env env, const std::shared_ptr<CpuRegistry>& registry, Napi::Value core) {
+/** What JavaScript's engine has made. */
+struct Made : CpuRegistry {
+  /** By number, as `queues`; those that are still there. */
+  std::vector<std::weak_ptr<Queue>> threads;
+};
+
+Napi::Value CreateProgram(Napi::Env env, const std::shared_ptr<Made>& made, Napi::Value given) {
+  if (!given.IsArray()) throw Napi::TypeError::New(env, "parts must be an Array");
+  const auto list = given.As<Napi::Array>();
+  auto program = std::make_shared<Program>();
+  std::vector<std::shared_ptr<Progress>> progresses;
+  std::vector<std::weak_ptr<Queue>> threads;
+  const auto part = [&](uint32_t i) { return static_cast<Napi::Value>(list[i]).As<Napi::Object>(); };
+  for (uint32_t i = 0; i < list.Length(); i++) {
+    const auto queue = static_cast<size_t>(IntegerOf(part(i).Get("queue"), "queue", 0, static_cast<int64_t>(made->threads.size()) - 1));
+    progresses.push_back(std::static_pointer_cast<Progress>(made->queues[queue]));
+    threads.push_back(made->threads[queue]);
+  }
+  try {
+    for (uint32_t i = 0; i < list.Length(); i++) {
+      const View words = ViewOf(part(i).Get("words"), "words", napi_float64_array, "Float64Array");
+      const auto count = IntegerOf(part(i).Get("count"), "count", 0, static_cast<int64_t>(words.length));
+      program->Add(ReadCommands(reinterpret_cast<const double*>(words.data), static_cast<size_t>(count), *made), progresses);
+    }
+  } catch (const BadCommand& bad) {
+    throw Napi::RangeError::New(env, bad.what());
+  }
+  auto object = Napi::Object::New(env);
+  const auto add = [&](const char* name, auto call) { object.Set(name, Napi::Function::New(env, call, name)); };
+  const auto held = std::make_shared<std::shared_ptr<const Program>>(std::move(program));
+  add("launch", [held, threads](const Napi::CallbackInfo& info) {
+    if (!*held || !info[0].IsArray() || info[0].As<Napi::Array>().Length() != threads.size())
+      throw Napi::TypeError::New(info.Env(), "a program that is open is launched with a number for each part");
+    std::vector<uint64_t> bases;
+    for (uint32_t i = 0; i < threads.size(); i++)
+      bases.push_back(static_cast<uint64_t>(IntegerOf(info[0].As<Napi::Array>()[i], "base", 0, int64_t{1} << 53)));
+    const auto run = std::make_shared<const Run>(*held, std::move(bases));
+    for (size_t i = 0; i < threads.size(); i++)
+      if (const auto thread = threads[i].lock()) thread->Submit(run, i);
+  });
+  add("close", [held](const Napi::CallbackInfo&) { held->reset(); });
+  return object;
+}
+
+Napi::Value CreateQueue(Napi::Env env, const std::shared_ptr<Made>& registry, Napi::Value core) {
   const auto progress = std::make_shared<Progress>();
   const auto queue = std::make_shared<Queue>(env, ChooseKernels(), progress, static_cast<int>(IntegerOf(core, "core", -1, 1 << 20)));
   auto object = Napi::Object::New(env);
   object.Set("id", static_cast<double>(registry->queues.size()));
   registry->queues.push_back(progress);
+  registry->threads.push_back(queue);
   const auto add = [&](const char* name, auto call) { object.Set(name, Napi::Function::New(env, call, name)); };
   add("submit", [queue, registry](const Napi::CallbackInfo& info) {
     const View words = ViewOf(info[0], "words", napi_float64_array, "Float64Array");
@@ -71,7 +116,7 @@ Napi::Value CreateQueue(Napi::Env env, const std::shared_ptr<CpuRegistry>& regis
 
 Napi::Value CreateCpuEngine(const Napi::CallbackInfo& info) {
   const auto env = info.Env();
-  const auto registry = std::make_shared<CpuRegistry>();
+  const auto registry = std::make_shared<Made>();
   auto engine = Napi::Object::New(env);
   const auto add = [&](const char* name, auto call) { engine.Set(name, Napi::Function::New(env, call, name)); };
   engine.Set("kernels", ChooseKernels().name);
@@ -82,6 +127,7 @@ Napi::Value CreateCpuEngine(const Napi::CallbackInfo& info) {
     if (info[1].IsArrayBuffer()) info[1].As<Napi::ArrayBuffer>().Detach();
   });
   add("createQueue", [registry](const Napi::CallbackInfo& info) { return CreateQueue(info.Env(), registry, info[0]); });
+  add("createProgram", [registry](const Napi::CallbackInfo& info) { return CreateProgram(info.Env(), registry, info[0]); });
   return engine;
 }
 

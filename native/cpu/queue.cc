@@ -64,12 +64,16 @@ Queue::~Queue() {
   Stop();
 }
 
-void Queue::Submit(std::vector<Command> commands) {
-  if (stop_) return;
+void Queue::Submit(std::vector<Command> commands) { Push({std::move(commands)}); }
+
+void Queue::Submit(std::shared_ptr<const cpu::Run> run, size_t part) { Push({{}, nullptr, std::move(run), part}); }
+
+void Queue::Push(Job job) {
+  if (stop_) return Abandon(job, 0);
   {
     const std::lock_guard lock(mutex_);
     if (!thread_.joinable()) thread_ = std::thread([this] { Run(); });
-    jobs_.push_back({std::move(commands)});
+    jobs_.push_back(std::move(job));
     waiting_++;
   }
   work_.notify_one();
@@ -85,13 +89,7 @@ Napi::Promise Queue::Finish(Napi::Env env) {
   }
   if (unsettled_.empty()) napi_ref_threadsafe_function(env, settle_);
   unsettled_.push_back(deferred);
-  {
-    const std::lock_guard lock(mutex_);
-    if (!thread_.joinable()) thread_ = std::thread([this] { Run(); });
-    jobs_.push_back({{}, deferred});
-    waiting_++;
-  }
-  work_.notify_one();
+  Push({{}, deferred});
   return Napi::Promise(env, promise);
 }
 
@@ -109,14 +107,14 @@ void Queue::Run() {
       jobs_.pop_front();
       waiting_--;
     }
-    for (size_t i = 0; i < job.commands.size(); i++) {
-      if (stop_ || !RunCommand(job.commands[i])) {
-        Abandon(job.commands, i);
+    for (size_t i = 0, commands = job.size(); i < commands; i++) {
+      if (stop_ || !RunCommand(job, i)) {
+        Abandon(job, i);
         progress_->ended = true;
         progress_->bell.Ring();
         return;
       }
-      job.commands[i] = {};
+      if (!job.run) job.commands[i] = {};
       progress_->completed++;
       progress_->bell.Ring();
     }
@@ -124,22 +122,26 @@ void Queue::Run() {
   }
 }
 
-bool Queue::RunCommand(const Command& command) {
-  if (command.meeting) return Meet(static_cast<Gathering&>(*command.meeting));
-  if (command.call.op != kWait) {
-    RunKernel(command.call);
-    return true;
-  }
-  Progress& other = *static_cast<Progress*>(command.queue.get());
-  const auto done = [&] { return other.completed.load(std::memory_order_acquire) >= command.epoch; };
+bool Queue::RunCommand(const Job& job, size_t index) {
+  const Part* const part = job.run ? &job.run->program->parts[job.part] : nullptr;
+  const Command& command = part ? part->commands[index] : job.commands[index];
+  const size_t refers = part ? part->refers[index] : 0;
+  if (command.meeting) return Meet(part ? *job.run->gatherings[refers] : static_cast<Gathering&>(*command.meeting), command.meeting->work.call);
+  if (command.call.op == kWait) return Wait(*static_cast<Progress*>(command.queue.get()), command.epoch + (part ? job.run->bases[refers] : 0));
+  RunKernel(command.call);
+  return true;
+}
+
+bool Queue::Wait(Progress& other, uint64_t epoch) {
+  const auto done = [&] { return other.completed.load(std::memory_order_acquire) >= epoch; };
   return other.bell.Wait([&] { return done() || other.ended; }, stop_) && done();
 }
 
-bool Queue::Meet(Gathering& meeting) {
+bool Queue::Meet(Gathering& meeting, const Call& work) {
   if (++meeting.arrived == meeting.members) meeting.bell.Ring();
   if (!meeting.bell.Wait([&] { return meeting.arrived == meeting.members || meeting.broken; }, stop_) || meeting.broken) return false;
-  const size_t pieces = meeting.work.call.last;
-  Call call = meeting.work.call;
+  const size_t pieces = work.last;
+  Call call = work;
   for (size_t piece; (piece = meeting.next++) < pieces;) {
     call.first = piece;
     call.last = piece + 1;
@@ -150,12 +152,14 @@ bool Queue::Meet(Gathering& meeting) {
   return meeting.bell.Wait([&] { return meeting.finished == pieces; }, stop_);
 }
 
-void Queue::Abandon(std::vector<Command>& commands, size_t from) {
-  for (size_t i = from; i < commands.size(); i++) {
-    if (!commands[i].meeting) continue;
-    auto& meeting = static_cast<Gathering&>(*commands[i].meeting);
-    meeting.broken = true;
-    meeting.bell.Ring();
+void Queue::Abandon(const Job& job, size_t from) {
+  const Part* const part = job.run ? &job.run->program->parts[job.part] : nullptr;
+  for (size_t i = from; i < job.size(); i++) {
+    const auto& meeting = part ? part->commands[i].meeting : job.commands[i].meeting;
+    if (!meeting) continue;
+    auto& gathering = part ? *job.run->gatherings[part->refers[i]] : static_cast<Gathering&>(*meeting);
+    gathering.broken = true;
+    gathering.bell.Ring();
   }
 }
 
@@ -207,7 +211,7 @@ void Queue::Stop(Napi::Env env) {
   }
   work_.notify_all();
   if (thread_.joinable()) thread_.join();
-  for (Job& job : jobs_) Abandon(job.commands, 0);
+  for (const Job& job : jobs_) Abandon(job, 0);
   jobs_.clear();
   progress_->ended = true;
   progress_->bell.Ring();

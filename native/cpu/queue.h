@@ -11,6 +11,7 @@
 
 #include "commands.h"
 #include "kernels.h"
+#include "program.h"
 
 namespace rankmesh::cpu {
 
@@ -32,6 +33,8 @@ class Queue {
 
   /** On the JavaScript thread, as all below: hands commands over and returns. After Stop nothing runs. */
   void Submit(std::vector<Command> commands);
+  /** The same of one part of a run. */
+  void Submit(std::shared_ptr<const cpu::Run> run, size_t part);
   /** A promise of true once everything submitted so far has run, of false where the queue ends before. Keeps the event loop alive. */
   Napi::Promise Finish(Napi::Env env);
   /** Begins to measure, or gives what was measured since. */
@@ -44,15 +47,21 @@ class Queue {
   struct Job {
     std::vector<Command> commands;
     napi_deferred deferred = nullptr;
+    /** Instead of commands of its own. */
+    std::shared_ptr<const cpu::Run> run = nullptr;
+    size_t part = 0;
+    size_t size() const { return run ? run->program->parts[part].commands.size() : commands.size(); }
   };
 
+  void Push(Job job);
   void Run();
   /** False where it cannot run, as this queue stops or another one has that it waits for. */
-  bool RunCommand(const Command& command);
-  bool Meet(Gathering& meeting);
+  bool RunCommand(const Job& job, size_t index);
+  bool Wait(Progress& other, uint64_t epoch);
+  bool Meet(Gathering& gathering, const Call& work);
   void RunKernel(const Call& call);
   /** Tells those who wait for commands that these will not run. */
-  static void Abandon(std::vector<Command>& commands, size_t from);
+  static void Abandon(const Job& job, size_t from);
   static void Settle(napi_env env, napi_value, void* queue, void* deferred);
   static void Resolve(napi_env env, napi_deferred deferred, bool done);
   static void Cleanup(void* queue) { static_cast<Queue*>(queue)->Stop(); }

@@ -17,7 +17,7 @@ struct Format {
 
 constexpr Format kFormats[kTypes] = {{1, 4}, {1, 2}, {1, 2}, {1, 4}, {32, 34}, {32, 18}, {32, 20}, {256, 144}, {256, 176}, {256, 210}};
 
-constexpr size_t kOperands = 5;
+constexpr size_t kOperands = 6;
 constexpr size_t kNumbers = 7;
 
 /** How elements of several ranks become one: min and max of words come unsigned and signed. */
@@ -49,5 +49,16 @@ struct Call {
   /** Pieces of work to do, of those that the operation falls into; all others are one. */
   size_t first, last;
 };
+
+/**
+ * Where the tokens of a kRope or kAttention begin, of those whose memory the host reads: numbers[4], and with flags[0] as many further as the
+ * last operand says when the command runs, but not beyond `positions`.
+ */
+inline size_t StartOf(const Call& call, size_t operand, size_t positions) {
+  const size_t start = call.numbers[4];
+  if (!call.flags[0]) return start;
+  const size_t most = positions - call.numbers[0], further = *reinterpret_cast<const uint32_t*>(call.operands[operand]);
+  return start + further < most ? start + further : most;
+}
 
 }  // namespace rankmesh::engine

@@ -74,20 +74,25 @@ void Reader::Read(Command& command) {
       break;
     }
     case kRope: {
-      const auto tokens = Number(), heads = Number(), kv = Number(), dim = Number(), start = Number();
+      const auto tokens = Number(), heads = Number(), kv = Number(), dim = Number(), start = Number(), positions = Number();
+      const bool position = Flag();
       if (std::fmod(dim, 2) != 0) Fail("an odd head size");
-      Operand(tokens * (heads + 2 * kv) * dim * 4, 4), Operand((start + tokens) * dim * 4, 4), Operand(tokens * heads * dim * 4, 4);
-      Operand((start + tokens) * kv * dim * 4, 4), Operand((start + tokens) * kv * dim * 4, 4);
+      if (start + tokens > positions) Fail("tokens at positions that are not there");
+      Operand(tokens * (heads + 2 * kv) * dim * 4, 4), Operand(positions * dim * 4, 4), Operand(tokens * heads * dim * 4, 4);
+      Operand(positions * kv * dim * 4, 4), Operand(positions * kv * dim * 4, 4), Operand(position ? 4 : 0, position ? 4 : 1);
       break;
     }
     case kAttention: {
       const auto tokens = Number(), heads = Number(), kv = Number(), dim = Number(), start = Number();
       Number();
+      const auto positions = Number();
       Scalar();
+      const bool position = Flag();
+      if (start + tokens > positions) Fail("tokens at positions that are not there");
       if (kv < 1 || std::fmod(heads, kv) != 0) Fail("heads that kv heads do not divide");
       Operand(tokens * heads * dim * 4, 4);
-      for (int i = 0; i < 2; i++) Operand((start + tokens) * kv * dim * 4, 4);
-      Operand(tokens * heads * dim * 4, 4);
+      for (int i = 0; i < 2; i++) Operand(positions * kv * dim * 4, 4);
+      Operand(tokens * heads * dim * 4, 4), Operand(position ? 4 : 0, position ? 4 : 1);
       break;
     }
     case kSiluMul: {

@@ -33,6 +33,7 @@ import {
 import type { MoeAllReduceFusion, MoeFinalizeAllReduceFusion } from './fusion/moe.ts'
 import type { AllReduceFusion, FusionResult } from './fusion/options.ts'
 import { type GroupHost, type HostComm, LocalHostComm } from './host.ts'
+import type { Recording } from './recording.ts'
 import type { MeetOptions } from './rendezvous.ts'
 import { StagedComm } from './staged/comm.ts'
 import { WebGpuComm } from './webgpu/comm.ts'
@@ -250,6 +251,21 @@ export class Communicator {
   /** The sum of all ranks' experts for this rank's tokens, with the sizes that dispatch gave; without expert parallelism as given. */
   async combine(hidden: Tensor, options: { sizes?: readonly number[] | undefined } & MeetOptions = {}): Promise<Tensor> {
     return combineRows(this.#comm, this.expertParallel, hidden, options)
+  }
+
+  /** Whether steps of this group can be recorded: its ranks are of one thread, on one CPU device with the addon. */
+  get records(): boolean {
+    return this.#comm.records
+  }
+
+  /**
+   * Runs `step` on every rank and takes down what it does on the device, its collectives included: launching the recording does that again, at the
+   * cost of one collective. A decode step is the use: what changes from token to token lies in tensors, which are written before each launch.
+   * Host data that the step writes is the same each time; reading a result within it is refused. Memory that is allocated and freed within is the
+   * recording's. @throws ERR_ARGUMENT where `records` is false, within another recording, and where the step waits for the device.
+   */
+  record(step: () => Promise<void>, options?: MeetOptions): Promise<Recording> {
+    return echoQuietly(this.#comm.record(step, options))
   }
 
   /** Calls `prepareCommunication(this)` on each module of the model that has it; gives their number. What these do may be collective. */

@@ -6,6 +6,7 @@ import type { Span } from '../core/tree.ts'
 import type { AlgorithmName } from './algorithms.ts'
 import type { MoeAllReduceFusion, MoeFinalizeAllReduceFusion } from './fusion/moe.ts'
 import type { AllReduceFusion, FusionResult } from './fusion/options.ts'
+import type { Recording } from './recording.ts'
 import type { MeetOptions } from './rendezvous.ts'
 
 export type ReduceOp = 'sum' | 'prod' | 'min' | 'max' | 'avg'
@@ -171,6 +172,13 @@ export interface DeviceComm {
   register(tensor: Tensor, options?: MeetOptions): Promise<void>
   /** As register: nothing is kept that could be given up. */
   deregister(tensor: Tensor, options?: MeetOptions): Promise<void>
+  /** Whether `record` can. */
+  readonly records: boolean
+  /**
+   * Runs `step` once on every rank, and makes of its operations one that can be launched again; what a step reads from the host, or waits for, it
+   * does the first time alone, so it is refused. @throws ERR_ARGUMENT where `records` is false, or within another step.
+   */
+  record(step: () => Promise<void>, options?: MeetOptions): Promise<Recording>
   split(options: { color: number | null; key?: number }): Promise<DeviceComm | null>
   /** Measures this group's devices for the choice of algorithms; collective. */
   tune(options?: MeetOptions): Promise<TuneReport>

@@ -98,6 +98,11 @@ export interface Engine {
   allocateHost?(byteLength: number): { id: number; buffer: ArrayBuffer }
   /** Takes the memory back once the commands that use it have run; `buffer` becomes empty. */
   free(id: number, buffer: ArrayBuffer | null): void
+  /**
+   * What queues (by id) are to run again and again: for each its commands, as `submit` takes them, but that waits are for commands of the same
+   * run, counted from 1, and meetings are of one run each. @throws RangeError as submit
+   */
+  createProgram?(parts: readonly { queue: number; words: Float64Array; count: number }[]): EngineProgram
   /** A queue, with a thread of its own where it is native: on processor `core` of those this process may use, or on any (-1). */
   createQueue(core: number): EngineQueue
 }
@@ -122,6 +127,13 @@ export interface EngineQueue {
   measure(): void
   measured(): { op: number; types: readonly number[]; runs: number; nanoseconds: number }[]
   /** Ends it behind the command that it runs. */
+  close(): void
+}
+
+export interface EngineProgram {
+  /** Hands the parts to their queues, whose commands so far are `bases`, by part. */
+  launch(bases: readonly number[]): void
+  /** Lets go of the memory that the commands use, once the runs under way have ended. */
   close(): void
 }
 

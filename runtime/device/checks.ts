@@ -12,7 +12,6 @@ export function checkHeads(heads: number, kvHeads: number, dim: number): void {
 }
 
 export function checkCache(keys: Tensor, values: Tensor, kvHeads: number, dim: number, start: number, tokens: number): void {
-  checkInteger('start', start, 0)
   expectDims(keys, 2, 'keys')
   const capacity = keys.shape[0] as number
   expectShape(keys, [capacity, kvHeads * dim], 'keys')

@@ -13,8 +13,11 @@ export interface RopeAppend {
   heads: number
   kvHeads: number
   dim: number
-  /** Position of the first token. */
-  start: number
+  /**
+   * Position of the first token. A tensor [1], uint32, is read when the operation runs, so that a step that is recorded can be run at another
+   * position; one that the caches or the table do not hold is the last one that they do. Where `comm.records` says so.
+   */
+  start: number | Tensor
   out?: Tensor
 }
 
@@ -24,8 +27,8 @@ export interface Attention {
   heads: number
   kvHeads: number
   dim: number
-  /** Position of the first query; key rows up to the query's own are read. */
-  start: number
+  /** Position of the first query; key rows up to the query's own are read. A tensor as in RopeAppend. */
+  start: number | Tensor
   /** Keys a query sees, its own included; 0 or absent: all before it. */
   window?: number
   /** Defaults to 1 / sqrt(dim). */

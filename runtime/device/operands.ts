@@ -2,7 +2,7 @@
 import type { DType } from '../core/dtype.ts'
 import { ArgumentError, checkInteger, invalidArgument, ShapeError } from '../core/errors.ts'
 import { formatShape, type Shape } from '../core/shape.ts'
-import type { Tensor } from '../core/tensor.ts'
+import { Tensor } from '../core/tensor.ts'
 import { nodesOf } from '../core/tree.ts'
 import {
   checkCache,
@@ -101,23 +101,43 @@ export function checkTree(x: Tensor, w: Tensor, options: TreeProduct): ProductSi
   return { tokens, k, outs, element, weight, ...place }
 }
 
-/** The number of tokens. */
-export function checkRope(x: Tensor, { table, keys, values, heads, kvHeads, dim, start }: RopeAppend): number {
+/** Where the first token is: a position that is known, or one that is read later; and how many positions there are for it and those behind it. */
+export interface Start {
+  start: number
+  position: Tensor | undefined
+  limit: number
+}
+
+/** A known start reaches `tokens` further, any other as far as there is room. */
+function startOf(start: number | Tensor, tokens: number, room: number): Start {
+  if (!(start instanceof Tensor)) {
+    checkInteger('start', start, 0)
+    return { start, position: undefined, limit: start + tokens }
+  }
+  expectDType(start, 'uint32', 'start')
+  if (start.size !== 1) throw new ShapeError(`Expected one position for start but received ${formatShape(start.shape)}`)
+  return { start: 0, position: start, limit: room }
+}
+
+/** The number of tokens, and where they are. */
+export function checkRope(x: Tensor, { table, keys, values, heads, kvHeads, dim, start: given }: RopeAppend): { tokens: number } & Start {
   expectDims(x, 2, 'x')
   const tokens = x.shape[0] as number
   expectShape(x, [tokens, (heads + 2 * kvHeads) * dim], 'x (heads + 2 * kvHeads wide)')
   checkHeads(heads, kvHeads, dim)
+  const at = startOf(given, tokens, Math.min(keys.shape[0] ?? 0, table.shape[0] ?? 0))
+  const { start } = at
   checkCache(keys, values, kvHeads, dim, start, tokens)
   if (table.shape.length !== 3 || (table.shape[0] as number) < start + tokens || table.shape[1] !== dim / 2 || table.shape[2] !== 2) {
     throw new ShapeError(`Expected a table of [at least ${start + tokens}, ${dim / 2}, 2] but received ${formatShape(table.shape)}`)
   }
   for (const [name, tensor] of Object.entries({ x, table, keys, values })) expectDType(tensor, 'float32', name)
-  return tokens
+  return { tokens, ...at }
 }
 
-/** The number of tokens. */
-export function checkAttention(q: Tensor, options: Attention, window: number, scale: number): number {
-  const { keys, values, heads, kvHeads, dim, start } = options
+/** The number of tokens, and where they are. */
+export function checkAttention(q: Tensor, options: Attention, window: number, scale: number): { tokens: number } & Start {
+  const { keys, values, heads, kvHeads, dim } = options
   checkHeads(heads, kvHeads, dim)
   if (dim % 4 !== 0 || dim > MAX_HEAD)
     throw new ShapeError(`Expected a head size that is a multiple of 4 up to ${MAX_HEAD} but received ${dim}`)
@@ -126,9 +146,10 @@ export function checkAttention(q: Tensor, options: Attention, window: number, sc
   expectDims(q, 2, 'q')
   const tokens = q.shape[0] as number
   expectShape(q, [tokens, heads * dim], 'q')
-  checkCache(keys, values, kvHeads, dim, start, tokens)
+  const at = startOf(options.start, tokens, keys.shape[0] ?? 0)
+  checkCache(keys, values, kvHeads, dim, at.start, tokens)
   for (const [name, tensor] of Object.entries({ q, keys, values })) expectDType(tensor, 'float32', name)
-  return tokens
+  return { tokens, ...at }
 }
 
 export function checkSiluMul(x: Tensor): { rows: number; n: number; element: FloatType } {

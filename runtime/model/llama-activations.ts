@@ -6,7 +6,7 @@ import type { LayerShard, RankShard } from '../scheduler/plan.ts'
 import type { PartsContext } from './llama-parts.ts'
 
 export type LayerBuffers = 'projected' | 'reduced' | 'qkv' | 'q' | 'attended' | 'gateUp' | 'activated'
-type ScratchBuffers = 'normed' | 'keys' | 'values'
+type UnusedBuffers = 'keys' | 'values'
 
 /** Which shards have one size on all ranks, and so lie in symmetric memory. */
 export interface Alike {
@@ -19,10 +19,10 @@ export interface Alike {
 interface LayerMemory {
   workspace: Workspace<LayerBuffers>
   /** What normed heads need besides. */
-  scratch: HeadNorms['scratch'] | undefined
+  norms: Pick<HeadNorms, 'scratch' | 'unused'> | undefined
 }
 
-type Widths = Record<LayerBuffers | ScratchBuffers, number>
+type Widths = Record<LayerBuffers | 'normed' | UnusedBuffers, number>
 
 export class LayerActivations implements Disposable {
   readonly #whole: LayerMemory
@@ -37,7 +37,7 @@ export class LayerActivations implements Disposable {
 
   /** Collective. */
   static async create(context: PartsContext, { layers }: RankShard, alike: Alike, maxTokens: number): Promise<LayerActivations> {
-    const { comm, device, config } = context
+    const { comm, device, config, capacity } = context
     const widths = layers.map((shard, layer) => widthsOf(context, shard, layer))
     const widest = (name: keyof Widths): { width: number } => ({ width: Math.max(...widths.map((layer) => layer[name])) })
     const attention = { own: alike.attention ? undefined : device }
@@ -51,14 +51,13 @@ export class LayerActivations implements Disposable {
       gateUp: { ...widest('gateUp'), ...mlp },
       activated: { ...widest('activated'), ...mlp },
     })
-    const scratch = config.qkNorm
-      ? await Workspace.create<ScratchBuffers>(comm, maxTokens, {
-          normed: { ...widest('normed'), ...attention },
-          keys: { ...widest('keys'), ...attention },
-          values: { ...widest('values'), ...attention },
-        })
-      : undefined
-    return new LayerActivations({ workspace, scratch }, widths)
+    if (!config.qkNorm) return new LayerActivations({ workspace, norms: undefined }, widths)
+    const scratch = await Workspace.create<'normed'>(comm, maxTokens, { normed: { ...widest('normed'), ...attention } })
+    const unused = await Workspace.create<UnusedBuffers>(comm, capacity, {
+      keys: { ...widest('keys'), ...attention },
+      values: { ...widest('values'), ...attention },
+    })
+    return new LayerActivations({ workspace, norms: { scratch, unused } }, widths)
   }
 
   /** The memory of a layer; it belongs to this object. */
@@ -67,17 +66,19 @@ export class LayerActivations implements Disposable {
     const key = JSON.stringify(widths)
     const known = this.#narrowed.get(key)
     if (known) return known
-    const { workspace, scratch } = this.#whole
+    const { workspace, norms } = this.#whole
     const { normed, keys, values, ...own } = widths
-    const memory = { workspace: workspace.narrowed(own), scratch: scratch?.narrowed({ normed, keys, values }) }
+    const narrowed = norms && { scratch: norms.scratch.narrowed({ normed }), unused: norms.unused.narrowed({ keys, values }) }
+    const memory = { workspace: workspace.narrowed(own), norms: narrowed }
     this.#narrowed.set(key, memory)
     return memory
   }
 
   [Symbol.dispose](): void {
-    for (const { workspace, scratch } of [...this.#narrowed.values(), this.#whole]) {
+    for (const { workspace, norms } of [...this.#narrowed.values(), this.#whole]) {
       workspace.dispose()
-      scratch?.dispose()
+      norms?.scratch.dispose()
+      norms?.unused.dispose()
     }
   }
 }

@@ -27,7 +27,7 @@ export interface Layer {
   workspace: Workspace<LayerBuffers>
 }
 
-export type Buffers = 'ids' | 'residual' | 'hidden' | 'embedded' | 'logits'
+export type Buffers = 'ids' | 'position' | 'residual' | 'hidden' | 'embedded' | 'logits'
 
 export interface LlamaParts {
   embedding: VocabParallelEmbedding
@@ -98,11 +98,11 @@ export async function loadParts(context: PartsContext, maxTokens: number): Promi
     const name = `model.layers.${i}`
     const own = shard.layers[i] as LayerShard
     const cache = (): Promise<Tensor> => reader.allocate([capacity, own.kvHeads.count * dim], 'float32', alike.attention)
-    const { workspace, scratch } = activations.of(i)
+    const { workspace, norms } = activations.of(i)
     layers.push({
       attentionNorm: await norm(`${name}.input_layernorm.weight`),
       mlpNorm: await norm(`${name}.post_attention_layernorm.weight`),
-      attention: await loadAttention(context, i, alike.attention, rope, scratch),
+      attention: await loadAttention(context, i, alike.attention, rope, norms),
       mlp: await loadMlp(context, i, alike.mlp),
       cache: { keys: await cache(), values: await cache() },
       workspace,
@@ -111,6 +111,7 @@ export async function loadParts(context: PartsContext, maxTokens: number): Promi
   const finalNorm = await norm('model.norm.weight')
   const workspace = await Workspace.create<Buffers>(comm, maxTokens, {
     ids: { dtype: 'uint32', shared: true },
+    position: { dtype: 'uint32', shared: true },
     residual: { width: hidden, shared: true },
     hidden: { width: hidden, shared: true },
     embedded: { width: hidden },
@@ -133,7 +134,7 @@ async function loadAttention(
   layer: number,
   alike: boolean,
   rope: Tensor,
-  scratch: HeadNorms['scratch'] | undefined,
+  memory: Pick<HeadNorms, 'scratch' | 'unused'> | undefined,
 ): Promise<ParallelAttention> {
   const { hiddenSize: hidden, heads, kvHeads, headDim: dim, rmsNormEps: eps } = config
   const shard = layerShard(shards, comm.rank, layer)
@@ -151,7 +152,7 @@ async function loadAttention(
   const out = await reader.columns({ name: `${name}.o_proj.weight`, shape: [hidden, heads * dim], start, count }, alike)
   const outBias = config.outBias ? await reader.sharedVector(`${name}.o_proj.bias`, [hidden]) : undefined
   const norm = async (kind: 'q' | 'k') => ({ weight: await reader.sharedVector(`${name}.${kind}_norm.weight`, [dim]), eps })
-  const norms = scratch && { q: await norm('q'), k: await norm('k'), scratch }
+  const norms = memory && { q: await norm('q'), k: await norm('k'), ...memory }
   const shape = { heads: shard.heads.count, kvHeads: shard.kvHeads.count, dim, window: config.slidingWindow ?? 0 }
   return new ParallelAttention(
     device,

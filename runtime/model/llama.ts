@@ -1,8 +1,9 @@
 // Llama: a decoder of the Llama family split over the ranks of a group. Two fused collectives a layer, one before the first, one gather at
 // the end; every rank runs the same program and holds the same residual stream.
 import type { Communicator } from '../comm/communicator.ts'
+import type { Recording } from '../comm/recording.ts'
 import { ArgumentError, CollectiveMismatchError, checkInteger, invalidArgument } from '../core/errors.ts'
-import type { Tensor } from '../core/tensor.ts'
+import { Tensor } from '../core/tensor.ts'
 import type { Activations, Device } from '../device/device.ts'
 import { checkActivations } from '../device/operands.ts'
 import type { Partial } from '../nn/partial.ts'
@@ -37,14 +38,24 @@ export class Llama implements Disposable {
   readonly plan: ShardPlan
   readonly capacity: number
   readonly #parts: LlamaParts
+  readonly #ranks: { comm: Communicator; device: Device }
   #length = 0
   #lastTokens = 1
+  /** A step of one token, where the group records, and the logits that it leaves. */
+  #step: { recording: Recording; logits: Tensor } | undefined
 
-  private constructor(config: LlamaConfig, shards: ShardPlan, capacity: number, parts: LlamaParts) {
+  private constructor(
+    config: LlamaConfig,
+    shards: ShardPlan,
+    capacity: number,
+    parts: LlamaParts,
+    ranks: { comm: Communicator; device: Device },
+  ) {
     this.config = config
     this.plan = shards
     this.capacity = capacity
     this.#parts = parts
+    this.#ranks = ranks
   }
 
   /**
@@ -83,7 +94,7 @@ export class Llama implements Disposable {
       const context = { config, shards, cuts, rounding: { activations }, capacity, reader, weights, comm, device, workspaces }
       const parts = await loadParts(context, Math.min(maxTokens, capacity))
       await comm.barrier({ timeoutMs: LOAD_TIMEOUT_MS })
-      return new Llama(config, shards, capacity, parts)
+      return new Llama(config, shards, capacity, parts, { comm, device })
     } catch (error) {
       for (const memory of workspaces) memory[Symbol.dispose]()
       for (const tensor of reader.tensors) tensor.dispose()
@@ -132,14 +143,16 @@ export class Llama implements Disposable {
       const part = ids.slice(at, at + maxTokens)
       const final = at + part.length === ids.length
       last?.dispose()
-      const hidden = await this.#decode(part)
-      last = all || final ? await this.#logits(hidden, part.length, all) : undefined
+      last = await this.#run(part, all ? 'all' : final ? 'last' : 'none')
       if (all && last) rows.push((await last.data()) as Float32Array)
     }
     return new Logits(last as Tensor, all ? rows : null)
   }
 
   dispose(): void {
+    this.#step?.recording.dispose()
+    this.#step?.logits.dispose()
+    this.#step = undefined
     for (const memory of this.#parts.workspaces) memory[Symbol.dispose]()
     for (const tensor of this.#parts.tensors) tensor.dispose()
   }
@@ -148,25 +161,59 @@ export class Llama implements Disposable {
     this.dispose()
   }
 
-  /** The normed hidden states after the last layer, [tokens, hidden]; a view of the workspace. */
-  async #decode(ids: readonly number[]): Promise<Tensor> {
+  /** Runs the next tokens, at most maxTokens; gives the logits that are asked for. */
+  async #run(ids: readonly number[], wanted: 'all' | 'last' | 'none'): Promise<Tensor | undefined> {
+    const tokens = ids.length
+    this.#parts.workspace.rows(tokens).ids.set(ids)
+    const logits = tokens === 1 && this.#ranks.comm.records ? await this.#recorded() : await this.#plain(tokens, wanted)
+    this.#length += tokens
+    this.#lastTokens = tokens
+    return logits
+  }
+
+  async #plain(tokens: number, wanted: 'all' | 'last' | 'none'): Promise<Tensor | undefined> {
+    const hidden = await this.#decode(tokens, this.#length)
+    return wanted === 'none' ? undefined : this.#logits(hidden, tokens, wanted === 'all')
+  }
+
+  /** One token, by the recording of a step: the first one makes it. */
+  async #recorded(): Promise<Tensor> {
+    const { comm, device } = this.#ranks
+    const { position } = this.#parts.workspace.rows(1)
+    position.set([this.#length])
+    if (this.#step) await this.#step.recording.launch()
+    else {
+      let logits: Tensor | undefined
+      const recording = await comm.record(async () => {
+        logits = await this.#logits(await this.#decode(1, position), 1, false)
+      })
+      this.#step = { recording, logits: logits as Tensor }
+    }
+    // The next step writes its logits to the same place.
+    const { logits } = this.#step
+    const own = Tensor.empty(logits.shape, { device })
+    device.copy(logits, own)
+    return own
+  }
+
+  /**
+   * The normed hidden states after the last layer, [tokens, hidden]; a view of the workspace. The tokens are those whose ids are there, the first
+   * at position `start`.
+   */
+  async #decode(tokens: number, start: number | Tensor): Promise<Tensor> {
     const { embedding, layers, finalNorm, workspace } = this.#parts
-    const buffers = workspace.rows(ids.length)
+    const buffers = workspace.rows(tokens)
     const { residual, hidden } = buffers
-    const start = this.#length
-    buffers.ids.set(ids)
     residual.setBytes(new Uint8Array(residual.byteLength))
     let partial: Partial = embedding.forward(buffers.ids, buffers.embedded)
     for (const layer of layers) {
-      const own = layer.workspace.rows(ids.length)
+      const own = layer.workspace.rows(tokens)
       await partial.addNorm(residual, layer.attentionNorm, hidden)
       partial = layer.attention.forward(hidden, layer.cache, start, { ...own, partial: own.projected })
       await partial.addNorm(residual, layer.mlpNorm, hidden)
       partial = layer.mlp.forward(hidden, { ...own, partial: own.reduced })
     }
     await partial.addNorm(residual, finalNorm, hidden)
-    this.#length += ids.length
-    this.#lastTokens = ids.length
     return hidden
   }
 

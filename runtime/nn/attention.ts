@@ -35,8 +35,10 @@ export interface AttentionBuffers {
 export interface HeadNorms {
   q: Norm
   k: Norm
-  /** Activations that the layers of a model share: normed [tokens, (heads + 2 kvHeads) * dim]; keys and values [tokens, kvHeads * dim]. */
-  scratch: Workspace<'normed' | 'keys' | 'values'>
+  /** Activations that the layers of a model share: normed [tokens, (heads + 2 kvHeads) * dim]. */
+  scratch: Workspace<'normed'>
+  /** A cache that the layers share, for what nobody looks at: as many rows as the cache, of kvHeads * dim. */
+  unused: Workspace<'keys' | 'values'>
 }
 
 export class ParallelAttention {
@@ -63,8 +65,8 @@ export class ParallelAttention {
     this.#norms = norms
   }
 
-  /** x [tokens, hidden], the token at row 0 at position `start` → Partial [tokens, hidden]; the cache gains the tokens' rows. */
-  forward(x: Tensor, cache: KvCache, start: number, buffers: AttentionBuffers): Partial {
+  /** x [tokens, hidden], the token at row 0 at position `start` → Partial [tokens, hidden]; the cache gains the tokens' rows. See RopeAppend. */
+  forward(x: Tensor, cache: KvCache, start: number | Tensor, buffers: AttentionBuffers): Partial {
     const { window, ...shape } = this.#shape
     if (shape.heads === 0) return this.#out.forward(buffers.attended, buffers.partial)
     const qkv = this.#qkv.forward(x, buffers.qkv)
@@ -78,17 +80,16 @@ export class ParallelAttention {
    * Writes q and the cached keys anew, from normed heads. A norm has one weight for all heads of its input, so there are two, each of all
    * heads, and of either result only the heads that it was for are kept.
    */
-  #appendNormed(qkv: Tensor, { q, k, scratch }: HeadNorms, cache: KvCache, start: number, out: Tensor): void {
+  #appendNormed(qkv: Tensor, { q, k, scratch, unused }: HeadNorms, cache: KvCache, start: number | Tensor, out: Tensor): void {
     const { window: _, ...shape } = this.#shape
     const tokens = qkv.shape[0] as number
-    const { normed, keys: noKeys, values: noValues } = scratch.rows(tokens)
-    using table = this.#table.narrow(0, start, tokens)
-    using keys = cache.keys.narrow(0, start, tokens)
+    const { normed } = scratch.rows(tokens)
+    const { keys: noKeys, values } = unused.rows(unused.maxTokens)
     using heads = qkv.reshape([-1, shape.dim])
     using normedHeads = normed.reshape([-1, shape.dim])
-    for (const [{ weight, eps }, to] of [[k, keys] as const, [q, noKeys] as const]) {
+    for (const [{ weight, eps }, keys] of [[k, cache.keys] as const, [q, noKeys] as const]) {
       this.#device.rmsNorm(heads, weight, { eps, out: normedHeads })
-      this.#device.ropeAppend(normed, { ...shape, table, keys: to, values: noValues, start: 0, out })
+      this.#device.ropeAppend(normed, { ...shape, table: this.#table, keys, values, start, out })
     }
   }
 }

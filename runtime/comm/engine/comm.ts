@@ -8,6 +8,7 @@ import { EngineDevice } from '../../device/engine/device.ts'
 import { LocalChannels } from '../channels.ts'
 import type { AllReduceOptions, FusedNorm, GatherVOptions, ReduceOp, ScatterVOptions, TreeCut } from '../device-comm.ts'
 import { type GroupHost, LocalHostComm } from '../host.ts'
+import type { Recording } from '../recording.ts'
 import type { MeetOptions } from '../rendezvous.ts'
 import { StagedComm } from '../staged/comm.ts'
 import { StagedGroup, type Staging } from '../staged/group.ts'
@@ -15,6 +16,7 @@ import type { Common } from '../staged/member.ts'
 import { EngineGroup } from './group.ts'
 import type { Member } from './member.ts'
 import { allGather, allGatherV, broadcast, broadcastInto, gather } from './move.ts'
+import { record } from './recording.ts'
 import { allReduce, allReduceResidualBiasRMSNorm, allReduceTree, reduce, reduceScatter, reduceScatterV } from './reduce.ts'
 
 export class EngineComm extends StagedComm {
@@ -90,6 +92,14 @@ export class EngineComm extends StagedComm {
 
   override broadcast(x: Tensor, { inPlace = false, ...options }: { src?: number; inPlace?: boolean } & MeetOptions = {}): Promise<Tensor> {
     return inPlace ? broadcastInto(this.#member, x, options) : broadcast(this.#member, x, options)
+  }
+
+  override get records(): boolean {
+    return this.#member.group.devices.every(({ tapes }) => tapes)
+  }
+
+  override record(step: () => Promise<void>, options: MeetOptions = {}): Promise<Recording> {
+    return this.records ? record(this.#member, step, options) : super.record(step)
   }
 
   override async split(options: { color: number | null; key?: number }): Promise<EngineComm | null> {

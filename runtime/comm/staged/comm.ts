@@ -28,6 +28,7 @@ import type { MoeAllReduceFusion, MoeFinalizeAllReduceFusion } from '../fusion/m
 import type { AllReduceFusion, FusionResult } from '../fusion/options.ts'
 import { type GroupHost, LocalHostComm } from '../host.ts'
 import { GroupMember } from '../member.ts'
+import { type Recording, recordsNothing } from '../recording.ts'
 import type { MeetOptions, Rendezvous } from '../rendezvous.ts'
 import { debug } from '../webgpu/choose.ts'
 import type { Wire } from '../wire.ts'
@@ -185,6 +186,14 @@ export class StagedComm implements DeviceComm {
 
   deregister(tensor: Tensor, options?: MeetOptions): Promise<void> {
     return this.#vouch('deregister', tensor, options)
+  }
+
+  get records(): boolean {
+    return false
+  }
+
+  async record(_step: () => Promise<void>, _options?: MeetOptions): Promise<Recording> {
+    throw recordsNothing()
   }
 
   async split(options: { color: number | null; key?: number }): Promise<StagedComm | null> {

@@ -29,6 +29,7 @@ import type { MoeAllReduceFusion, MoeFinalizeAllReduceFusion } from '../fusion/m
 import type { AllReduceFusion, FusionResult } from '../fusion/options.ts'
 import { type GroupHost, LocalHostComm } from '../host.ts'
 import { GroupMember } from '../member.ts'
+import { type Recording, recordsNothing } from '../recording.ts'
 import type { MeetOptions } from '../rendezvous.ts'
 import type { Wire } from '../wire.ts'
 import { debug, describeGroup } from './choose.ts'
@@ -203,6 +204,14 @@ export class WebGpuComm implements DeviceComm {
 
   deregister(tensor: Tensor, options?: MeetOptions): Promise<void> {
     return this.#vouch('deregister', tensor, options)
+  }
+
+  get records(): boolean {
+    return false
+  }
+
+  async record(_step: () => Promise<void>, _options?: MeetOptions): Promise<Recording> {
+    throw recordsNothing()
   }
 
   async split(options: { color: number | null; key?: number }): Promise<WebGpuComm | null> {

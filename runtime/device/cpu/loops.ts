@@ -104,6 +104,14 @@ class Reader {
   }
 }
 
+/** Where the first token is, once the command runs. */
+function startOf(
+  { tokens, start, limit, positioned }: { tokens: number; start: number; limit: number; positioned: number },
+  { buffer, offset }: Place,
+): number {
+  return positioned ? Math.min(start + (new Uint32Array(buffer, offset, 1)[0] as number), limit - tokens) : start
+}
+
 /** The elements as float32: the memory itself, or a decoded copy. */
 function load(type: number, { buffer, offset }: Place, count: number): Float32Array<ArrayBuffer> {
   const block = BLOCKS[type]
@@ -175,9 +183,11 @@ function run(reader: Reader): [op: number, types: readonly number[]] {
       return [op, [a, b]]
     }
     case OP.rope: {
-      const shape = reader.words('tokens', 'heads', 'kvHeads', 'dim', 'start')
-      const { tokens, heads, kvHeads, dim, start } = shape
+      const given = reader.words('tokens', 'heads', 'kvHeads', 'dim', 'start', 'limit', 'positioned')
+      const { tokens, heads, kvHeads, dim } = given
       const [x, table, q, keys, values] = [reader.place(), reader.place(), reader.place(), reader.place(), reader.place()]
+      const shape = { ...given, start: startOf(given, reader.place()) }
+      const { start } = shape
       const cache = (place: Place): Float32Array => load(TYPE.f32, place, (start + tokens) * kvHeads * dim).subarray(start * kvHeads * dim)
       kernels.rope(load(TYPE.f32, x, tokens * (heads + 2 * kvHeads) * dim), load(TYPE.f32, table, (start + tokens) * dim), shape, {
         q: load(TYPE.f32, q, tokens * heads * dim),
@@ -187,9 +197,11 @@ function run(reader: Reader): [op: number, types: readonly number[]] {
       return [op, []]
     }
     case OP.attention: {
-      const shape = reader.words('tokens', 'heads', 'kvHeads', 'dim', 'start', 'window', 'scale')
-      const { tokens, heads, kvHeads, dim, start } = shape
+      const given = reader.words('tokens', 'heads', 'kvHeads', 'dim', 'start', 'window', 'limit', 'scale', 'positioned')
+      const { tokens, heads, kvHeads, dim } = given
       const [q, keys, values, y] = [reader.place(), reader.place(), reader.place(), reader.place()]
+      const shape = { ...given, start: startOf(given, reader.place()) }
+      const { start } = shape
       const cache = (place: Place): Float32Array => load(TYPE.f32, place, (start + tokens) * kvHeads * dim)
       store(TYPE.f32, y, kernels.attention(load(TYPE.f32, q, tokens * heads * dim), cache(keys), cache(values), shape))
       return [op, []]

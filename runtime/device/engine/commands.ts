@@ -14,9 +14,9 @@ export const OP = {
   matmul: 2,
   /** tokens, k, outs, block, first, elements of y's rows, column; type of x, of w; has bias, whole; x, w, bias, y */
   matmulTree: 3,
-  /** tokens, heads, kvHeads, dim, start; x, table, q, keys, values */
+  /** tokens, heads, kvHeads, dim, start, positions; has position; x, table, q, keys, values, position: with it, it is added to start */
   rope: 4,
-  /** tokens, heads, kvHeads, dim, start, window; scale; q, keys, values, y */
+  /** tokens, heads, kvHeads, dim, start, window, positions; scale; has position; q, keys, values, y, position */
   attention: 5,
   /** rows, n; type; x, y */
   siluMul: 6,

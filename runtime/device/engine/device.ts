@@ -1,7 +1,7 @@
 // EngineDevice: one rank's view of a device whose commands an engine runs, by number. Ranks share its memory; each has a queue of its own.
 import type { Engine } from '../../core/addon.ts'
 import type { DType } from '../../core/dtype.ts'
-import { DeviceError, type RankmeshError } from '../../core/errors.ts'
+import { ArgumentError, DeviceError, type RankmeshError } from '../../core/errors.ts'
 import type { Storage } from '../../core/storage.ts'
 import type { Tensor } from '../../core/tensor.ts'
 import { expectShape } from '../checks.ts'
@@ -10,6 +10,7 @@ import { OP, OP_NAMES, OP_TYPES, TYPE_NAMES } from './commands.ts'
 import { type Block, type EngineStorage, engineStorage, Memory, writableStorage } from './memory.ts'
 import * as ops from './ops.ts'
 import { type Operand, Queue } from './queue.ts'
+import { Program, Tape } from './tape.ts'
 
 /** Freed bytes that are kept where the program has other uses for them. */
 const KEEP_BYTES = 512 * 2 ** 20
@@ -53,6 +54,7 @@ export abstract class EngineDevice implements Device {
   protected readonly processor: Processor
   /** Freed blocks of this rank, by size. */
   readonly #kept = new Map<number, Block[]>()
+  #tape: Tape | null = null
   /** The same of what bytes are staged in. */
   readonly #keptStaging: Map<number, Block[]>
 
@@ -98,7 +100,41 @@ export abstract class EngineDevice implements Device {
   /** As `allocate`; with `idle` the memory may be written at once, whatever is still to run. */
   storage(byteLength: number, idle = false): EngineStorage {
     if (this.failure) throw this.failure
-    return this.memory.allocate(byteLength, this.#kept, idle)
+    return this.memory.allocate(byteLength, this.#tape?.partOf(this.queue.progress)?.kept ?? this.#kept, idle)
+  }
+
+  /** Whether commands can be taken down, to be run again; see `startTape`. */
+  get tapes(): boolean {
+    return this.processor.engine.createProgram !== undefined
+  }
+
+  /**
+   * From now on, until `endTape`, what these views of one device are given to do is also taken down. Memory that they allocate meanwhile and free
+   * is used by each run, and by nobody else. What the host writes meanwhile is written again by each run.
+   */
+  static startTape(views: readonly EngineDevice[]): Tape {
+    const tape = new Tape(views.map(({ queue }) => queue))
+    for (const view of views) {
+      view.#tape = tape
+      view.queue.tape(tape)
+    }
+    return tape
+  }
+
+  /** The tape as a program. */
+  static endTape(views: readonly EngineDevice[], tape: Tape): Program {
+    EngineDevice.dropTape(views, tape)
+    const { engine, memory } = (views[0] as EngineDevice).processor
+    return new Program(engine as Required<Engine>, memory, tape)
+  }
+
+  /** Ends taking down, where it has not ended. */
+  static dropTape(views: readonly EngineDevice[], tape: Tape): void {
+    for (const view of views) {
+      if (view.#tape !== tape) continue
+      view.#tape = null
+      view.queue.tape(null)
+    }
   }
 
   write(storage: Storage, byteOffset: number, bytes: Uint8Array): void {
@@ -107,18 +143,19 @@ export abstract class EngineDevice implements Device {
     if (byteOffset + bytes.byteLength > byteLength)
       throw new DeviceError(`A write of ${bytes.byteLength} bytes at ${byteOffset} passes the storage's end`)
     if (bytes.byteLength === 0) return
-    if (block.bytes && block.idle) {
+    if (block.bytes && block.idle && !this.#tape) {
       block.bytes.set(bytes, byteOffset)
       return
     }
-    if (!block.bytes && bytes.byteLength > STAGED_BYTES) {
+    if (!block.bytes && bytes.byteLength > STAGED_BYTES && !this.#tape) {
       this.queue.write(block, byteOffset, bytes)
       return
     }
     const staged = this.#stage(bytes.byteLength, true)
     staged.bytes.set(bytes)
     this.queue.record(OP.copy, [bytes.byteLength], [staged, { block, offset: byteOffset }], [1])
-    staged.release()
+    if (this.#tape) this.#tape.constants.push(staged)
+    else staged.release()
   }
 
   async read(storage: Storage, byteOffset: number, byteLength: number): Promise<Uint8Array<ArrayBuffer>> {
@@ -225,6 +262,7 @@ export abstract class EngineDevice implements Device {
   }
 
   async #finish(): Promise<void> {
+    if (this.#tape) throw new ArgumentError('A step that is recorded cannot wait for its results: read them behind it')
     const done = await this.queue.finish().catch((cause: Error) => {
       // Of all views: what the device has run since, nobody knows.
       this.processor.failure ??= new DeviceError(`The device ${this.description} has failed: ${cause.message}; open a new one to go on`, {

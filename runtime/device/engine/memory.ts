@@ -115,6 +115,15 @@ export class Memory {
     })
   }
 
+  /** Gives freed blocks back, which nobody will ask for again. */
+  drop(kept: Map<number, Block[]>): void {
+    for (const [size, blocks] of kept) {
+      for (const block of blocks) this.#free(block)
+      this.#keptBytes -= size * blocks.length
+    }
+    kept.clear()
+  }
+
   /** Gives all blocks back, also those that somebody still holds. */
   dispose(): void {
     for (const block of this.#all) this.#source.free(block.id, block.bytes?.buffer ?? null)

@@ -43,19 +43,21 @@ export function matmulTree(device: EngineDevice, x: Tensor, w: Tensor, options: 
 }
 
 export function ropeAppend(device: EngineDevice, x: Tensor, options: RopeAppend): Tensor {
-  const { table, keys, values, heads, kvHeads, dim, start, out } = options
-  const tokens = check.checkRope(x, options)
+  const { table, keys, values, heads, kvHeads, dim, out } = options
+  const { tokens, start, position, limit } = check.checkRope(x, options)
   for (const cache of [keys, values]) writableStorage(device.memory, cache.storage)
-  const y = result(device, [x, table], out, [tokens, heads * dim], 'float32')
-  if (tokens > 0) record(device, OP.rope, [tokens, heads, kvHeads, dim, start], [x, table, y, keys, values], [2, 3, 4])
+  const y = result(device, position ? [x, table, position] : [x, table], out, [tokens, heads * dim], 'float32')
+  const numbers = [tokens, heads, kvHeads, dim, start, limit, Number(position !== undefined)]
+  if (tokens > 0) record(device, OP.rope, numbers, [x, table, y, keys, values, position ?? x], [2, 3, 4])
   return y
 }
 
 export function attention(device: EngineDevice, q: Tensor, options: Attention): Tensor {
-  const { keys, values, heads, kvHeads, dim, start, window = 0, scale = 1 / Math.sqrt(dim), out } = options
-  const tokens = check.checkAttention(q, options, window, scale)
-  const y = result(device, [q, keys, values], out, [tokens, heads * dim], 'float32')
-  if (tokens > 0) record(device, OP.attention, [tokens, heads, kvHeads, dim, start, window, scale], [q, keys, values, y], [3])
+  const { keys, values, heads, kvHeads, dim, window = 0, scale = 1 / Math.sqrt(dim), out } = options
+  const { tokens, start, position, limit } = check.checkAttention(q, options, window, scale)
+  const y = result(device, position ? [q, keys, values, position] : [q, keys, values], out, [tokens, heads * dim], 'float32')
+  const numbers = [tokens, heads, kvHeads, dim, start, window, limit, scale, Number(position !== undefined)]
+  if (tokens > 0) record(device, OP.attention, numbers, [q, keys, values, y, position ?? q], [3])
   return y
 }
 

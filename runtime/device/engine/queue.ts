@@ -2,6 +2,7 @@
 import type { EngineQueue } from '../../core/addon.ts'
 import { OP } from './commands.ts'
 import type { Block } from './memory.ts'
+import type { Tape, TapePart } from './tape.ts'
 
 /** Commands after which they are handed over although nobody reads yet: the rank computes while it records. */
 const COMMAND_LIMIT = 16
@@ -31,8 +32,12 @@ export class Queue {
   #words = new Float64Array(1024)
   #length = 0
   #pending = 0
+  /** Where the command that is being recorded begins. */
+  #from = 0
   /** Commands recorded so far. */
   recorded = 0
+  #tape: Tape | null = null
+  #part: TapePart | undefined
   /** How far this queue already waits for others. */
   readonly #awaited = new Map<Progress, number>()
 
@@ -43,11 +48,12 @@ export class Queue {
 
   /** `numbers` are the words between op and operands; the operands at `written` are written, the others read. */
   record(op: number, numbers: readonly number[], operands: readonly Operand[], written: readonly number[]): void {
-    for (let i = 0; i < operands.length; i++) this.#order((operands[i] as Operand).block, written.includes(i))
+    for (let i = 0; i < operands.length; i++) this.order((operands[i] as Operand).block, written.includes(i))
     this.#begin(1 + numbers.length + 2 * operands.length)
     this.#command(op, numbers, operands)
     this.#use(operands, written)
-    if (++this.#pending >= COMMAND_LIMIT) this.flush()
+    this.#end()
+    if (this.#pending >= COMMAND_LIMIT) this.flush()
   }
 
   /**
@@ -64,24 +70,26 @@ export class Queue {
     const [lead, ...others] = queues as [Queue, ...Queue[]]
     // All that the others have recorded has run when they come.
     for (const other of others) lead.#awaited.set(other.progress, other.recorded)
-    for (let i = 0; i < operands.length; i++) lead.#order((operands[i] as Operand).block, written.includes(i))
+    for (let i = 0; i < operands.length; i++) lead.order((operands[i] as Operand).block, written.includes(i))
     const id = meetings++
     for (const other of others) {
       other.#begin(4)
       other.#meet(id, queues.length, 0)
+      other.#end()
       other.flush()
     }
     lead.#begin(5 + numbers.length + 2 * operands.length)
     lead.#meet(id, queues.length, 1)
     lead.#command(op, numbers, operands)
     lead.#use(operands, written)
+    lead.#end()
     lead.flush()
     for (const queue of queues) for (const other of queues) if (other !== queue) queue.#awaited.set(other.progress, other.recorded)
   }
 
   /** Copies bytes into a block, which JavaScript does not see, behind what was recorded; may wait for the device. `bytes` may change then. */
   write(block: Block, offset: number, bytes: Uint8Array): void {
-    this.#order(block, true)
+    this.order(block, true)
     this.#begin(0)
     this.flush()
     this.#native.write?.(block.id, offset, bytes)
@@ -110,6 +118,22 @@ export class Queue {
     return done
   }
 
+  /** From now on, or with null no more, commands are also taken down. */
+  tape(tape: Tape | null): void {
+    this.#tape = tape
+    this.#part = tape?.partOf(this.progress)
+  }
+
+  get taping(): boolean {
+    return this.#tape !== null
+  }
+
+  /** A program has handed over `count` commands. */
+  ran(count: number): void {
+    this.recorded += count
+    this.progress.queue = this
+  }
+
   measure(): void {
     this.#native.measure()
   }
@@ -123,7 +147,7 @@ export class Queue {
   }
 
   /** Puts what comes next behind what other queues do with the block. */
-  #order(block: Block, write: boolean): void {
+  order(block: Block, write: boolean): void {
     if (block.writer && block.writer !== this.progress) this.#await(block.writer, block.written)
     if (!write) return
     const { readers, read, readings } = block
@@ -131,7 +155,10 @@ export class Queue {
   }
 
   #await(other: Progress, epoch: number): void {
-    if (epoch <= other.completed || epoch <= (this.#awaited.get(other) ?? 0)) return
+    // What is on one tape with this has not run when it is run again.
+    const taped = this.#tape?.partOf(other)
+    const within = taped !== undefined && epoch > taped.base
+    if ((epoch <= other.completed && !within) || epoch <= (this.#awaited.get(other) ?? 0)) return
     // Only what is handed over is waited for, so queues cannot wait for one another in a circle.
     other.queue?.flush()
     this.#awaited.set(other, epoch)
@@ -140,6 +167,8 @@ export class Queue {
     this.#word(other.id)
     this.#word(epoch)
     this.#pending++
+    if (within) this.#part?.take(WAIT.with(1, other.id).with(2, taped.countAt(epoch)), 0, 3)
+    else this.#part?.skip()
   }
 
   /** The command that was begun last uses these. */
@@ -149,6 +178,7 @@ export class Queue {
       const { block } = operands[i] as Operand
       if (written.includes(i)) block.noteWrite(this.progress, epoch)
       else block.noteRead(this.progress, epoch)
+      this.#part?.use(block, written.includes(i))
     }
   }
 
@@ -156,10 +186,17 @@ export class Queue {
   #begin(words: number): void {
     this.recorded++
     this.progress.queue = this
+    this.#from = this.#length
     if (this.#length + words <= this.#words.length) return
     const longer = new Float64Array(2 * this.#words.length + words)
     longer.set(this.#words)
     this.#words = longer
+  }
+
+  /** The command is whole. */
+  #end(): void {
+    this.#pending++
+    this.#part?.take(this.#words, this.#from, this.#length)
   }
 
   #meet(id: number, queues: number, leads: 0 | 1): void {
@@ -167,7 +204,6 @@ export class Queue {
     this.#word(id)
     this.#word(queues)
     this.#word(leads)
-    this.#pending++
   }
 
   #command(op: number, numbers: readonly number[], operands: readonly Operand[]): void {
@@ -184,6 +220,8 @@ export class Queue {
     this.#words[this.#length++] = word
   }
 }
+
+const WAIT = Float64Array.of(OP.wait, 0, 0)
 
 /** Meetings so far. */
 let meetings = 0

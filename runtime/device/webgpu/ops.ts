@@ -1,5 +1,6 @@
 // The compute operations of a WebGPU device: each checks its operands, then records its kernels.
 import { type DType, dtypeSize } from '../../core/dtype.ts'
+import { ArgumentError } from '../../core/errors.ts'
 import { type Shape, sizeOf } from '../../core/shape.ts'
 import { Tensor } from '../../core/tensor.ts'
 import { checkEps, expectDType, expectShape } from '../checks.ts'
@@ -87,8 +88,9 @@ export function matmul(device: WebGpuDevice, x: Tensor, w: Tensor, options: Prod
 }
 
 export function ropeAppend(device: WebGpuDevice, x: Tensor, options: RopeAppend): Tensor {
-  const { table, keys, values, heads, kvHeads, dim, start, out } = options
-  const tokens = checkRope(x, options)
+  const { table, keys, values, heads, kvHeads, dim, out } = options
+  const { tokens, start, position } = checkRope(x, options)
+  refusePosition(position)
   for (const cache of [keys, values]) writableStorage(device.gpu.pool, cache.storage)
   const y = result(device, [x, table], out, [tokens, heads * dim], 'float32')
   if (tokens === 0) return y
@@ -101,8 +103,9 @@ export function ropeAppend(device: WebGpuDevice, x: Tensor, options: RopeAppend)
 }
 
 export function attention(device: WebGpuDevice, q: Tensor, options: Attention): Tensor {
-  const { keys, values, heads, kvHeads, dim, start, window = 0, scale = 1 / Math.sqrt(dim), out } = options
-  const tokens = checkAttention(q, options, window, scale)
+  const { keys, values, heads, kvHeads, dim, window = 0, scale = 1 / Math.sqrt(dim), out } = options
+  const { tokens, start, position } = checkAttention(q, options, window, scale)
+  refusePosition(position)
   const y = result(device, [q, keys, values], out, [tokens, heads * dim], 'float32')
   if (tokens === 0) return y
   const { sink, gpu } = device
@@ -112,6 +115,11 @@ export function attention(device: WebGpuDevice, q: Tensor, options: Attention): 
     dispatch(sink, { name: 'attention', constants: { WG: gpu.tuning.attention } }, ranges, params, grid(tokens * heads))
   })
   return y
+}
+
+/** Steps are not recorded here; see Communicator.records. */
+function refusePosition(position: Tensor | undefined): void {
+  if (position) throw new ArgumentError('A WebGPU device takes start as a number; a tensor is for devices whose steps can be recorded')
 }
 
 export function siluMul(device: WebGpuDevice, x: Tensor, { out }: { out?: Tensor } = {}): Tensor {
