@@ -15,8 +15,6 @@
 
 namespace rankmesh::cuda {
 
-enum class Algorithm { kOneShot, kTwoShot, kLamport };
-
 /** What a word holds before it arrives: a NaN of every type, so no value is lost; who would send it sends another NaN. */
 constexpr uint32_t kNothing = 0xffffffffu;
 
@@ -24,17 +22,11 @@ constexpr uint32_t kNothing = 0xffffffffu;
 template <int kMost>
 inline constexpr int kAtOnce = kMost < 8 ? kMost : 8;
 
-/** Each rank's operand, as this rank's device sees it; of the others' only where `shared` says that they are given, alike on all ranks. */
-struct Operands {
-  const void* of[kMaxRanks];
-  bool shared;
-};
-
 /**
  * A block's part in one call, made before the workspace is opened. `get(r, at)` is packet `at` of rank r's operand, of `total`; `join(at,
- * sum)` makes the result of the sum, in the same way on all ranks.
+ * sum)` makes the result of the sum, in the same way on all ranks. kOnce: a packet takes long to get, so that is done once; not shared.
  */
-template <typename T, int kMost, Algorithm kAlgorithm, typename Get, typename Join>
+template <typename T, int kMost, Algorithm kAlgorithm, bool kOnce, typename Get, typename Join>
 class Exchange {
  public:
   __device__ Exchange(const Peers& peers, bool shared, int64_t total, Get get, Join join)
@@ -110,7 +102,7 @@ class Exchange {
 #pragma unroll
       for (int i = 0; i < kAtOnce<kMost>; i++) {
         const int r = first + i;
-        if (r < peers_.ranks) part[i] = shared_ ? get_(r, at) : Load(peers_.Data(r, now_.epoch) + at);
+        if (r < peers_.ranks) part[i] = !kOnce && shared_ ? get_(r, at) : Load(peers_.Data(r, now_.epoch) + at);
       }
       return true;
     });
@@ -138,12 +130,13 @@ class Exchange {
       if (packet.word[i] == kNothing) packet.word[i] = kNothing >> 1;
     }
     for (int r = 0; r < peers_.ranks; r++) {
-      if (r != peers_.rank) StoreRelaxed(Place(r, peers_.rank, at), packet);
+      if (kOnce || r != peers_.rank) StoreRelaxed(Place(r, peers_.rank, at), packet);
     }
   }
 
   __device__ bool Receive(int64_t at, Packet& result) {
-    const Packet own = get_(peers_.rank, at);
+    Packet own{};
+    if constexpr (!kOnce) own = get_(peers_.rank, at);
     return Sum(at, result, [&](int first, Parts& part) { return Await(at, own, first, part); });
   }
 
@@ -153,13 +146,13 @@ class Exchange {
 #pragma unroll
       for (int i = 0; i < kAtOnce<kMost>; i++) {
         const int r = first + i;
-        if (r < peers_.ranks) part[i] = r == peers_.rank ? own : LoadRelaxed(Place(peers_.rank, r, at));
+        if (r < peers_.ranks) part[i] = !kOnce && r == peers_.rank ? own : LoadRelaxed(Place(peers_.rank, r, at));
       }
       uint32_t missing = 0;
 #pragma unroll
       for (int i = 0; i < kAtOnce<kMost>; i++) {
         const int r = first + i;
-        if (r >= peers_.ranks || r == peers_.rank) continue;
+        if (r >= peers_.ranks || (!kOnce && r == peers_.rank)) continue;
 #pragma unroll
         for (int k = 0; k < 4; k++) missing |= part[i].word[k] == kNothing ? 1u << r : 0u;
       }
@@ -179,24 +172,16 @@ class Exchange {
   const Progress now_;
 };
 
-struct SumArgs {
-  Peers peers;
-  Operands in;
-  void* out;
-  /** Elements. */
-  int64_t count;
-};
-
 /** At most kMost ranks. Grid: any number of blocks up to kMaxBlocks, of 32 to 512 threads. */
 template <typename T, int kMost, Algorithm kAlgorithm>
-__global__ void __launch_bounds__(512) AllReduce(const SumArgs args) {
+__device__ inline void AllReduce(const SumArgs& args) {
   const Peers& peers = args.peers;
   const Vectors<T> out(args.out, args.count);
   const auto get = [&](int r, int64_t at) { return Vectors<T>(args.in.of[r], args.count).Get(at); };
   const auto join = [](int64_t, const float(&sum)[kLanes<T>]) { return Pack<T>(sum); };
   const int64_t total = VectorsOf<T>(args.count);
   const int64_t first = FirstOf(total, blockIdx.x, gridDim.x), end = FirstOf(total, blockIdx.x + 1, gridDim.x);
-  Exchange<T, kMost, kAlgorithm, decltype(get), decltype(join)> exchange(peers, args.in.shared, total, get, join);
+  Exchange<T, kMost, kAlgorithm, false, decltype(get), decltype(join)> exchange(peers, args.in.shared, total, get, join);
   if (!Open(peers) || !exchange.Begin(first, end)) return;
   for (int64_t at = first + threadIdx.x; at < end; at += blockDim.x) {
     Packet result;

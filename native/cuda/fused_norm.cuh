@@ -5,9 +5,9 @@
 // once, and what is quantised is the rounded y. Every step of the norm is a correctly rounded one, in an order that depends on n alone: a
 // row's bits do not depend on the other rows, on the number of blocks nor on the way. All ranks write all rows; two-shot exchanges h.
 //
-// Grid: any number of blocks up to kMaxBlocks, rows are dealt out in order; RowThreads<T>(n) threads. Rows of any size, multiples of 16 for
-// fp4, of less than 2^32 packets in all; rows and pointers of whole packets are faster. residual_out may be residual_in; out may be this
-// rank's operand, unless those are shared.
+// Grid: any number of blocks up to kMaxBlocks, rows are dealt out in order; RowThreads threads. Rows of any size, multiples of 16 for
+// fp4, of less than 2^32 packets in a launch; rows and pointers of whole packets are faster. residual_out may be residual_in; out may be
+// this rank's operand, unless those are shared. A call may be several launches, of some of its rows each.
 #pragma once
 #include "all_reduce.cuh"
 #include "quantise.cuh"
@@ -19,34 +19,13 @@ __device__ inline float RowScale(float squares, int64_t n, float eps) {
   return __fdiv_rn(1.0f, __fsqrt_rn(__fadd_rn(__fdiv_rn(squares, static_cast<float>(n)), eps)));
 }
 
-struct NormArgs {
-  Peers peers;
-  /** [rows, n]: partial sums. */
-  Operands in;
-  const void* residual_in;
-  /** [rows, n]: h. */
-  void* residual_out;
-  /** [n]. */
-  const void* gamma;
-  /** [n], or null. */
-  const void* bias;
-  /** [rows, n]: y; null where it is not wanted. */
-  void* out;
-  int64_t rows;
-  int64_t n;
-  float eps;
-  /** 1 for models that store gamma - 1. */
-  float weight_bias;
-  QuantArgs quant;
-};
-
 /** Row `row` of a matrix whose rows have n elements. */
 template <typename T>
 __device__ inline Vectors<T> RowOf(const void* data, int64_t row, int64_t n) {
   return Vectors<T>(static_cast<const typename T::Bits*>(data) + row * n, n);
 }
 
-/** The norm of one row and what follows it; h is in `residual_out`, its vector threadIdx.x also in `mine`. All threads of the block. */
+/** The norm of row `row` of all and what follows it; h is in `residual_out`, its vector threadIdx.x also in `mine`. All threads of the block. */
 template <typename T, bool kQuantised>
 __device__ inline void WriteRow(const NormArgs& args, int64_t row, const Packet& mine, float scale, BlockReduce& reduce) {
   const QuantArgs& quant = args.quant;
@@ -102,28 +81,34 @@ __device__ inline void WriteRow(const NormArgs& args, int64_t row, const Packet&
     // A thread reads h that others wrote: the barrier of the row's sum lies between.
     using Bits = typename T::Bits;
     const Bits* const row_of_h = static_cast<const Bits*>(args.residual_out) + row * args.n;
-    PutGroups(quant, args.rows, row, args.n, [&](int64_t k) {
+    PutGroups(quant, args.all, row, args.n, [&](int64_t k) {
       return T::Widen(T::Round(weighted(T::Widen(row_of_h[k]), T::Widen(static_cast<const Bits*>(args.gamma)[k]))));
     });
   }
 }
 
-/** At most kMost ranks. kQuantised: there may be codes to write. */
-template <typename T, int kMost, Algorithm kAlgorithm, bool kQuantised>
-__global__ void __launch_bounds__(kMaxThreads) AllReduceNorm(const NormArgs args) {
+template <typename T>
+__device__ RANKMESH_APART inline void WriteCodes(const NormArgs& args, int64_t row, const Packet& mine, float scale, BlockReduce& reduce) {
+  WriteRow<T, true>(args, row, mine, scale, reduce);
+}
+
+/** What AllReduceNorm does with the ranks' packets of this launch, which `get(r, row, i)` gives by the rows of the call. */
+template <typename T, int kMost, Algorithm kAlgorithm, bool kQuantised, bool kOnce, typename Get>
+__device__ inline void ReduceRows(const NormArgs& args, Get get) {
   const Peers& peers = args.peers;
   const int64_t n = args.n, vectors = VectorsOf<T>(n);
   const Vectors<T> bias(args.bias, n);
   // Packets are counted in 32 bits, which divide faster.
   const auto row_of = [&](int64_t at) { return static_cast<int64_t>(static_cast<uint32_t>(at) / static_cast<uint32_t>(vectors)); };
-  const auto get = [&](int r, int64_t at) {
+  const auto get_at = [&](int r, int64_t at) {
     const int64_t row = row_of(at);
-    return RowOf<T>(args.in.of[r], row, n).Get(at - row * vectors);
+    return get(r, args.first + row, at - row * vectors);
   };
   const auto join = [&](int64_t at, const float(&sum)[kLanes<T>]) {
     const int64_t row = row_of(at), i = at - row * vectors;
+    if (kAlgorithm != Algorithm::kTwoShot && args.sum != nullptr) RowOf<T>(args.sum, args.first + row, n).Put(i, Pack<T>(sum));
     float s[kLanes<T>];
-    Unpack<T>(RowOf<T>(args.residual_in, row, n).Get(i), s);
+    Unpack<T>(RowOf<T>(args.residual_in, args.first + row, n).Get(i), s);
 #pragma unroll
     for (int k = 0; k < kLanes<T>; k++) s[k] = __fadd_rn(s[k], sum[k]);
     if (args.bias != nullptr) {
@@ -135,11 +120,11 @@ __global__ void __launch_bounds__(kMaxThreads) AllReduceNorm(const NormArgs args
     return Pack<T>(s);
   };
   const int64_t first = FirstOf(args.rows, blockIdx.x, gridDim.x), end = FirstOf(args.rows, blockIdx.x + 1, gridDim.x);
-  Exchange<T, kMost, kAlgorithm, decltype(get), decltype(join)> exchange(peers, args.in.shared, args.rows * vectors, get, join);
+  Exchange<T, kMost, kAlgorithm, kOnce, decltype(get_at), decltype(join)> exchange(peers, args.in.shared, args.rows * vectors, get_at, join);
   if (!Open(peers) || !exchange.Begin(first * vectors, end * vectors)) return;
   BlockReduce reduce;
   for (int64_t row = first; row < end; row++) {
-    const Vectors<T> h = RowOf<T>(args.residual_out, row, n);
+    const Vectors<T> h = RowOf<T>(args.residual_out, args.first + row, n);
     Packet mine{};
     float squares = 0.0f;
     bool missing = false;
@@ -156,9 +141,18 @@ __global__ void __launch_bounds__(kMaxThreads) AllReduceNorm(const NormArgs args
     }
     const float sum = reduce.Sum(squares, missing);
     if (reduce.voted()) return;
-    WriteRow<T, kQuantised>(args, row, mine, RowScale(sum, n, args.eps), reduce);
+    const float scale = RowScale(sum, n, args.eps);
+    if constexpr (kQuantised) WriteCodes<T>(args, args.first + row, mine, scale, reduce);
+    else WriteRow<T, false>(args, args.first + row, mine, scale, reduce);
   }
   exchange.End();
+}
+
+/** At most kMost ranks. kQuantised: there may be codes to write. */
+template <typename T, int kMost, Algorithm kAlgorithm, bool kQuantised>
+__device__ inline void AllReduceNorm(const NormArgs& args) {
+  ReduceRows<T, kMost, kAlgorithm, kQuantised, false>(
+      args, [&](int r, int64_t row, int64_t i) { return RowOf<T>(args.in.of[r], row, args.n).Get(i); });
 }
 
 }  // namespace rankmesh::cuda

@@ -2,13 +2,9 @@
 // shaders/prelude/narrow.wgsl, which quantises for WebGPU.
 #pragma once
 #include "elements.cuh"
+#include "peer_arguments.h"
 
 namespace rankmesh::cuda {
-
-/** The numbers are those of QUANT in runtime/comm/fusion/patterns.ts. */
-enum class Quant : int { kNone, kFp8, kFp4, kFp8Groups, kFp8Rows };
-/** Order of fp4 scales; the numbers are those of QuantizationSFLayout. */
-enum class ScaleLayout : int { kTilesOf128, kTilesOf8, kRows };
 
 /** Elements that share an fp4 scale. */
 constexpr int kFp4Block = 16;

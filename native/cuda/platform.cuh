@@ -17,8 +17,11 @@ constexpr int kBlockFloats = 128;
 }  // namespace rankmesh::cuda
 
 #ifndef __CUDACC__
+#define RANKMESH_APART
 #include "emulation.h"
 #else
+/** Of a function: compiled once, for all kernels that call it. */
+#define RANKMESH_APART __noinline__
 
 namespace rankmesh::cuda {
 
@@ -94,6 +97,12 @@ __device__ inline void Pause() {}
 __device__ inline float* BlockFloats() {
   __shared__ float floats[kBlockFloats];
   return floats;
+}
+
+/** Those that the launch sizes, aligned to 16. */
+__device__ inline std::byte* SharedBytes() {
+  extern __shared__ uint4 rankmesh_shared[];
+  return reinterpret_cast<std::byte*>(rankmesh_shared);
 }
 
 __device__ inline float HalfToFloat(uint16_t half) {

@@ -5,19 +5,6 @@
 
 namespace rankmesh::cuda {
 
-struct QuantArgs {
-  Quant quant;
-  ScaleLayout layout;
-  /** fp8: what values are multiplied by, 1 / scaleFactor. fp4: scaleFactor itself, of which a block's scale is a share. */
-  float factor;
-  /** kFp8Groups: elements that share a scale; divides n. */
-  int group;
-  /** A byte an element, half of one for fp4; 4-byte aligned. */
-  uint8_t* codes;
-  /** fp4: a byte a block. kFp8Groups: a byte a group, see `GroupOffset`. kFp8Rows: a float a row. */
-  uint8_t* scales;
-};
-
 /** The byte of group j of a row: four groups of a row to a word, columns of words, rows padded to 4. */
 __device__ inline int64_t GroupOffset(int64_t rows, int64_t row, int64_t j) { return (j / 4 * ((rows + 3) / 4 * 4) + row) * 4 + j % 4; }
 

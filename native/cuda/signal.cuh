@@ -3,13 +3,15 @@
 // A rank whose wait has expired tells the others, who then name the same rank instead of the one that left. From then on the workspace is
 // broken: kernels end at once until the host has set it up anew.
 #pragma once
-#include "workspace.cuh"
+#include "elements.cuh"
+#include "peer_arguments.h"
 
 namespace rankmesh::cuda {
 
 /** Writes down why this rank gives up: bits of a status. Any thread. */
 __device__ inline void Report(const Peers& peers, uint32_t bits) {
   const uint32_t all = SetBits(&peers.Own()->status, bits) | bits;
+  if (peers.told != nullptr) StoreRelaxed(peers.told, all);
   if (!(bits & kExpired)) return;
   for (int r = 0; r < peers.ranks; r++) {
     if (r != peers.rank) StoreRelaxed(peers.Alarm(r), kTold | (all & (kExpired - 1)));

@@ -73,16 +73,20 @@ class Program {
 
 const SUMS = /^\d+ sums\n$/
 const NORMS = /^\d+ fused norms\n$/
+const EXPERTS = /^\d+ sums of experts\n$/
+const GATHERS = /^\d+ gathers\n$/
 const FAULTS = /^faults of 6 ways\n$/
 
 const plain = new Program('plain')
 describe.skipIf(plain.obstacle !== '')(`CUDA kernels on the CPU${plain.obstacle}`, () => {
   it('all-reduces of 1 to 16 ranks give the sums in rank order, in all ways, from call to call', () => plain.passes('sums', 5, SUMS))
   it('fused norms give the same right bits in all ways, with all quantisers', () => plain.passes('norms', 5, NORMS))
+  it('sums of experts are the fused norms of their sums', () => plain.passes('experts', 5, EXPERTS))
+  it('gathers bring all rows side by side', () => plain.passes('gathers', 5, GATHERS))
   it('a rank that does not come is named, and an alarm ends all waits', () => plain.passes('faults', 1, FAULTS))
 
   it.each(['barrier=2', 'barrier=3', 'hasty'])('control: %s is found by wrong results', async (planted) => {
-    for (const what of ['sums', 'norms']) {
+    for (const what of ['sums', 'norms', 'experts', 'gathers']) {
       const start = seed()
       const { status, output } = await plain.run(what, 1, start, planted)
       expect(status, `${what}, seed ${start}: ${output}`).toBe(1)
@@ -94,6 +98,8 @@ const threads = new Program('threads', '-g1', '-fsanitize=thread')
 describe.skipIf(threads.obstacle !== '')(`CUDA kernels under ThreadSanitizer${threads.obstacle}`, () => {
   it('sums have no races', () => threads.passes('sums', 1, SUMS))
   it('fused norms have no races', () => threads.passes('norms', 1, NORMS))
+  it('sums of experts have no races', () => threads.passes('experts', 1, EXPERTS))
+  it('gathers have no races', () => threads.passes('gathers', 1, GATHERS))
   it('nor have calls that are broken off', () => threads.passes('faults', 1, FAULTS))
 
   it.each(['barrier=2', 'barrier=3', 'hasty', 'relaxed'])('control: %s is found as a race', async (planted) => {
@@ -106,6 +112,8 @@ const memory = new Program('memory', '-g1', '-fsanitize=address')
 describe.skipIf(memory.obstacle !== '')(`CUDA kernels under AddressSanitizer${memory.obstacle}`, () => {
   it('sums touch nothing outside', () => memory.passes('sums', 1, SUMS))
   it('fused norms touch nothing outside', () => memory.passes('norms', 2, NORMS))
+  it('sums of experts touch nothing outside', () => memory.passes('experts', 2, EXPERTS))
+  it('gathers touch nothing outside', () => memory.passes('gathers', 2, GATHERS))
   it('nor do calls that are broken off', () => memory.passes('faults', 1, FAULTS))
 })
 
@@ -116,20 +124,18 @@ const nvcc = [CUDA_HOME, CUDA_PATH]
   .find((name) => spawnSync(name, ['--version']).status === 0)
 
 /** Compiles every kernel, little optimised, since that takes longest. */
-async function compile(element: string, target: number): Promise<void> {
-  const flags = ['-std=c++20', '-Xcicc', '-O1', `-arch=sm_${target}`, `-DELEMENT=${element}`, '-I', kernels]
+async function compile(type: string, element: string, target: number): Promise<void> {
+  const flags = ['-std=c++20', '-Xcicc', '-O1', `-arch=sm_${target}`, `-DTYPE=${type}`, `-DELEMENT=${element}`, '-I', kernels]
   await run(nvcc as string, [...flags, '-cubin', join(tests, 'kernels.cu'), '-o', join(folder, `${target}.cubin`)])
 }
 
-// Every type and every target once.
-const TARGETS: [element: string, target: number][] = [
-  ['Bfloat16', 80],
-  ['Float32', 89],
-  ['Float16', 90],
-  ['Bfloat16', 100],
+// The oldest and the newest; the build compiles all of them for all.
+const TARGETS: [type: string, element: string, target: number][] = [
+  ['bf16', 'Bfloat16', 80],
+  ['f16', 'Float16', 100],
 ]
 describe.skipIf(nvcc === undefined)(`CUDA kernels through nvcc${nvcc === undefined ? ': skipped, no nvcc' : ''}`, () => {
-  const compiled = TARGETS.map(([element, target]) => (nvcc === undefined ? undefined : compile(element, target)))
+  const compiled = TARGETS.map((of) => (nvcc === undefined ? undefined : compile(...of)))
   for (const each of compiled) each?.catch(() => {}) // told by the tests that await it
-  it.each(TARGETS.map((of, i) => [...of, i] as const))('%s for sm_%i', (_element, _target, i) => compiled[i])
+  it.each(TARGETS.map((of, i) => [...of, i] as const))('%s, %s for sm_%i', (_type, _element, _target, i) => compiled[i])
 })

@@ -15,7 +15,7 @@ constexpr uint64_t kLimit = 10'000'000;
 class Scene {
  public:
   Scene(Random& random, Algorithm way, bool norm)
-      : group({kRanks, {DataBytes<Bfloat16>(kRows, kWidth), LamportBytes<Bfloat16>(kRanks, kRows, kWidth)}}),
+      : group({kRanks, {DataBytes(kRows, kWidth, sizeof(Bfloat16::Bits)), LamportBytes(kRanks, kRows, kWidth, sizeof(Bfloat16::Bits))}}),
         machine(kRanks, random.Bits()),
         absent(random.Below(kRanks)),
         way_(way),
@@ -34,7 +34,8 @@ class Scene {
     const Operands in = OperandsOf(in_, 0, r, false);
     if (norm_) {
       LaunchNorm<Bfloat16>(machine, way_, kBlocks,
-                           {peers, in, residual_.data(), h_[r].data(), gamma_.data(), nullptr, y[r].data(), kRows, kWidth, 1e-6f, 0, {}});
+                           {peers, in, residual_.data(), h_[r].data(), gamma_.data(), nullptr, y[r].data(), nullptr, kRows, 0, kRows, kWidth, 1e-6f,
+                            0, {}});
     } else {
       LaunchSum<Bfloat16>(machine, way_, kBlocks, 64, {peers, in, y[r].data(), kRows * kWidth});
     }
@@ -47,7 +48,7 @@ class Scene {
   /** The absent rank meets the others once, and does no more. */
   void LaunchHalf() {
     const Peers peers = group.PeersOf(absent);
-    const unsigned threads = norm_ ? RowThreads<Bfloat16>(kWidth) : 64;
+    const unsigned threads = norm_ ? RowThreads(kWidth, sizeof(Bfloat16::Bits)) : 64;
     machine.Launch(absent, kBlocks, threads, [peers] { Meet(peers, PointOf(peers.Own()->progress.epoch, 0)); });
   }
 

@@ -1,17 +1,8 @@
-// Every kernel that a group of up to 8 ranks runs, for one element type: -DELEMENT=Bfloat16 and the like.
-#include "all_reduce.cuh"
-#include "fused_norm.cuh"
+// Every kernel that a group of up to 8 ranks runs, for one element type: -DTYPE=bf16 -DELEMENT=Bfloat16 and the like.
+#include "peers_list.h"
 
 namespace rankmesh::cuda {
-
-template __global__ void AllReduce<ELEMENT, 8, Algorithm::kOneShot>(const SumArgs);
-template __global__ void AllReduce<ELEMENT, 8, Algorithm::kTwoShot>(const SumArgs);
-template __global__ void AllReduce<ELEMENT, 8, Algorithm::kLamport>(const SumArgs);
-template __global__ void AllReduceNorm<ELEMENT, 8, Algorithm::kOneShot, false>(const NormArgs);
-template __global__ void AllReduceNorm<ELEMENT, 8, Algorithm::kTwoShot, false>(const NormArgs);
-template __global__ void AllReduceNorm<ELEMENT, 8, Algorithm::kLamport, false>(const NormArgs);
-template __global__ void AllReduceNorm<ELEMENT, 8, Algorithm::kOneShot, true>(const NormArgs);
-template __global__ void AllReduceNorm<ELEMENT, 8, Algorithm::kTwoShot, true>(const NormArgs);
-template __global__ void AllReduceNorm<ELEMENT, 8, Algorithm::kLamport, true>(const NormArgs);
-
+#define OF(TYPE, ELEMENT) RANKMESH_PEER_PLAIN(RANKMESH_PEER_KERNEL, TYPE, ELEMENT, 8) RANKMESH_PEER_QUANT(RANKMESH_PEER_KERNEL, TYPE, ELEMENT, 8)
+OF(TYPE, ELEMENT)
+RANKMESH_PEER_GATHERS(RANKMESH_PEER_KERNEL)
 }  // namespace rankmesh::cuda

@@ -1,6 +1,7 @@
-// Tests of the CUDA kernels on the CPU. Arguments: sums, norms or faults; seed; rounds; what is planted: barrier=K, relaxed or hasty.
+// Tests of the CUDA kernels on the CPU. Arguments: sums, norms, experts, gathers or faults; seed; rounds; what is planted: barrier=K, relaxed or hasty.
+#include "experts.h"
 #include "faults.h"
-#include "norms.h"
+#include "gathers.h"
 #include "sums.h"
 
 int main(int argc, char** argv) {
@@ -13,6 +14,8 @@ int main(int argc, char** argv) {
   emulation::planted.hasty = plant == "hasty";
   if (what == "sums") test::sums::Check(random, rounds);
   if (what == "norms") test::norms::Check(random, rounds);
+  if (what == "experts") test::experts::Check(random, rounds);
+  if (what == "gathers") test::gathers::Check(random, rounds);
   if (what == "faults") test::faults::Check(random);
   return 0;
 }

@@ -156,25 +156,26 @@ template <typename T>
 void Run(Random& random, int ranks, const Shape& s, int most_blocks) {
   using Bits = typename T::Bits;
   const int64_t count = s.rows * s.n;
-  const Group group(ranks, {DataBytes<T>(s.rows, s.n), LamportBytes<T>(ranks, s.rows, s.n)});
+  const Group group(ranks, {DataBytes(s.rows, s.n, sizeof(typename T::Bits)), LamportBytes(ranks, s.rows, s.n, sizeof(typename T::Bits))});
   emulation::Machine machine(ranks, random.Bits());
   const Values values = random.OneIn(4) ? Values::kSpecial : Values::kOrdinary;
   const auto offset = [&] { return random.OneIn(4) ? sizeof(Bits) : 0; };
   const auto ordinary = [&] { return Elements<T>(random, s.n, Values::kOrdinary, offset()); };
   Inputs<T> inputs{{}, Elements<T>(random, count, values, offset()), ordinary(), ordinary()};
   for (int r = 0; r < ranks; r++) inputs.in.push_back(Elements<T>(random, count, values, offset()));
-  // Every way; then one row alone; the residual is changed in place once. Codes are wanted with y or without it.
+  // Every way, in one or two launches; then one row alone; the residual is changed in place once. Codes are wanted with y or without it.
   struct Call {
     Algorithm way;
-    int64_t first, rows;
+    int64_t first, rows, cut;
     bool in_place, keep, shared;
     std::vector<Results> results;
   };
   std::vector<Call> calls;
   for (const Algorithm way : kWays) {
-    calls.push_back({way, 0, s.rows, random.OneIn(2), calls.empty() || random.OneIn(2), random.OneIn(2), {}});
+    const int64_t cut = random.OneIn(2) ? s.rows : random.Below(static_cast<int>(s.rows) + 1);
+    calls.push_back({way, 0, s.rows, cut, random.OneIn(2), calls.empty() || random.OneIn(2), random.OneIn(2), {}});
   }
-  if (s.rows > 0) calls.push_back({kWays[random.Below(3)], random.Below(static_cast<int>(s.rows)), 1, false, true, random.OneIn(2), {}});
+  if (s.rows > 0) calls.push_back({kWays[random.Below(3)], random.Below(static_cast<int>(s.rows)), 1, 1, false, true, random.OneIn(2), {}});
   for (auto& call : calls) {
     const auto blocks = static_cast<unsigned>(random.Between(1, most_blocks));
     Shape part = s;
@@ -184,11 +185,14 @@ void Run(Random& random, int ranks, const Shape& s, int most_blocks) {
       auto& to = call.results.emplace_back(
           Results{Buffer(size, offset()), Buffer(size, offset()), Buffer(part.CodesOf(part.rows)), Buffer(part.ScaleBytes())});
       if (call.in_place) std::memcpy(to.h.data(), inputs.residual.data() + skip, size);
-      LaunchNorm<T>(machine, call.way, blocks,
-                    {group.PeersOf(r), OperandsOf(inputs.in, skip, r, call.shared),
-                     call.in_place ? to.h.data() : inputs.residual.data() + skip, to.h.data(), inputs.gamma.data(),
-                     s.bias ? inputs.bias.data() : nullptr, call.keep ? to.y.data() : nullptr, call.rows, s.n, s.eps, s.weight_bias,
-                     {s.quant, s.layout, s.factor, s.group, to.codes.data(), to.scales.data()}});
+      NormArgs args{group.PeersOf(r), OperandsOf(inputs.in, skip, r, call.shared),
+                    call.in_place ? to.h.data() : inputs.residual.data() + skip, to.h.data(), inputs.gamma.data(),
+                    s.bias ? inputs.bias.data() : nullptr, call.keep ? to.y.data() : nullptr, nullptr, call.cut, 0, call.rows, s.n, s.eps,
+                    s.weight_bias, {s.quant, s.layout, s.factor, s.group, to.codes.data(), to.scales.data()}};
+      LaunchNorm<T>(machine, call.way, blocks, args);
+      args.first = call.cut;
+      args.rows = call.rows - call.cut;
+      if (args.rows > 0) LaunchNorm<T>(machine, call.way, blocks, args);
     }
   }
   machine.Run();

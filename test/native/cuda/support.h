@@ -4,7 +4,8 @@
 #include <limits>
 #include <string>
 
-#include "fused_norm.cuh"
+#include "gather.cuh"
+#include "moe_norm.cuh"
 
 #if defined(__SANITIZE_ADDRESS__)
 #include <sanitizer/asan_interface.h>
@@ -152,7 +153,7 @@ Buffer Elements(Random& random, int64_t count, Values values, size_t offset = 0)
 /** The workspaces of a group of ranks. */
 class Group {
  public:
-  Group(int ranks, Sizes sizes) : ranks_(ranks), sizes_(sizes) {
+  Group(int ranks, Sizes sizes) : ranks_(ranks), sizes_(sizes), told_(ranks) {
     for (int r = 0; r < ranks; r++) {
       memory_.emplace_back(static_cast<std::byte*>(std::aligned_alloc(128, WorkspaceBytes(sizes))), &std::free);
     }
@@ -163,13 +164,19 @@ class Group {
       std::memset(memory.get(), 0, LamportAt(sizes_));
       std::memset(memory.get() + LamportAt(sizes_), 0xff, WorkspaceBytes(sizes_) - LamportAt(sizes_));
     }
+    for (auto& told : told_) told = 0;
   }
   Peers PeersOf(int rank, uint64_t limit = uint64_t{1} << 60) const {
-    Peers peers{{}, rank, ranks_, sizes_, limit};
+    Peers peers{{}, rank, ranks_, sizes_, limit, &told_[rank]};
     for (int r = 0; r < ranks_; r++) peers.memory[r] = memory_[r].get();
     return peers;
   }
-  uint32_t StatusOf(int rank) const { return PeersOf(rank).Own()->status; }
+  /** Which the host is told as well. */
+  uint32_t StatusOf(int rank) const {
+    const uint32_t status = PeersOf(rank).Own()->status;
+    if ((told_[rank] == 0) != (status == 0) || (told_[rank] & ~status) != 0) Wrong("told %x of status %x", told_[rank], status);
+    return status;
+  }
   void Alarm(int rank) const { StoreRelaxed(PeersOf(rank).Alarm(rank), kAborted); }
   int ranks() const { return ranks_; }
 
@@ -177,6 +184,7 @@ class Group {
   int ranks_;
   Sizes sizes_;
   std::vector<std::unique_ptr<std::byte, decltype(&std::free)>> memory_;
+  mutable std::vector<uint32_t> told_;
 };
 
 /** Rank r's operand, or, shared, all ranks'. */
@@ -209,7 +217,7 @@ template <typename T>
 void LaunchNorm(emulation::Machine& machine, Algorithm way, unsigned blocks, const NormArgs& args) {
   WithWay(way, [&](auto known) {
     const auto launch = [&](auto quantised) {
-      machine.Launch(args.peers.rank, blocks, RowThreads<T>(args.n),
+      machine.Launch(args.peers.rank, blocks, RowThreads(args.n, sizeof(typename T::Bits)),
                      [args] { AllReduceNorm<T, kMaxRanks, decltype(known)::value, decltype(quantised)::value>(args); });
     };
     if (kFewKernels || args.quant.quant != Quant::kNone) launch(std::true_type{});
