@@ -118,7 +118,8 @@ class Driver {
   static const Driver& Get();
 
   /** `what`: the call, in the error's text. Throws CudaError unless the result is kSuccess. */
-  void Check(Result result, const std::string& what) const {
+  template <typename Text>
+  void Check(Result result, const Text& what) const {
     if (result != kSuccess) Fail(result, what);
   }
   [[noreturn]] void Fail(Result result, const std::string& what) const;

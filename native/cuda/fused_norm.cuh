@@ -68,6 +68,7 @@ __device__ inline void WriteRow(const NormArgs& args, int64_t row, const Packet&
       for (int k = 0; k < kLanes<T>; k++) peak = PeakBits(y[k]) > peak ? PeakBits(y[k]) : peak;
     }
   }
+  if (quant.quant == Quant::kFp4 && quant.pad) PadFp4(quant, args.all, row, args.n);
   if (quant.quant == Quant::kFp8Rows) {
     const float wanted = __fdiv_rn(__uint_as_float(reduce.Max(peak)), 448.0f);
     const float unit = wanted > kLeastRowScale ? wanted : kLeastRowScale;

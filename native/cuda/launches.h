@@ -44,20 +44,14 @@ struct Gemm {
   size_t pitch;
 };
 
-/** They do not overlap, or are the same. */
+/** From device memory to device memory; they do not overlap. */
 struct Copy {
   std::byte* to;
   const std::byte* from;
   size_t bytes;
 };
 
-/** Zeros. */
-struct Fill {
-  std::byte* at;
-  size_t bytes;
-};
-
-using Step = std::variant<Launch, Gemm, Copy, Fill>;
+using Step = std::variant<Launch, Gemm, Copy>;
 
 /** Memory of the device for what the steps of one command hand on to each other; commands of one stream may share it. */
 class Scratch {

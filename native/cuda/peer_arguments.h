@@ -145,6 +145,8 @@ struct QuantArgs {
   uint8_t* codes;
   /** fp4: a byte a block. kFp8Groups: a byte a group, see `GroupOffset`. kFp8Rows: a float a row. */
   uint8_t* scales;
+  /** fp4: scales of tiles that belong to no block get zeros; else they stay as they were. */
+  bool pad;
 };
 
 struct NormArgs {

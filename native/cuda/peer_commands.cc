@@ -134,7 +134,7 @@ CodeBytes BytesOfCodes(const QuantArgs& quant, double rows, double n) {
   return {0, 0};
 }
 
-/** What follows the head of a norm: rows, first, all, n; type; eps, weight bias; quant, layout, factor, group; has bias, y, sum */
+/** What follows the head of a norm: rows, first, all, n; type; eps, weight bias; quant, layout, factor, group, pad; has bias, y, sum */
 struct Rows {
   NormArgs args{};
   double size;
@@ -161,6 +161,7 @@ Rows ReadRows(Reader& reader, const Head& head) {
   if (quant.quant == Quant::kFp8Groups && (group < 1 || std::fmod(n, group) != 0)) reader.Fail("groups that do not divide a row");
   if (quant.quant == Quant::kFp4 && std::fmod(n, 16) != 0) reader.Fail("rows that are no blocks");
   quant.group = static_cast<int>(std::max(group, 1.0));
+  quant.pad = reader.Size(1) != 0;
   rows.bias = reader.Size(1) != 0, rows.out = reader.Size(1) != 0, rows.sum = reader.Size(1) != 0;
   if (rows.sum && head.way == Algorithm::kTwoShot) reader.Fail("a sum that its way does not write");
   return rows;

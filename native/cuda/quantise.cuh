@@ -51,6 +51,18 @@ __device__ inline void PutFp4(const QuantArgs& args, int64_t row, int64_t n, int
   if (i % kShare == 0) args.scales[ScaleOffset(args.layout, row, i / kShare, n / kFp4Block)] = static_cast<uint8_t>(scale);
 }
 
+/** Zeros for the scales of tiles that are behind those of a row, and behind the last of `rows` rows. All threads of the block. */
+__device__ inline void PadFp4(const QuantArgs& args, int64_t rows, int64_t row, int64_t n) {
+  if (args.layout == ScaleLayout::kRows) return;
+  const int64_t columns = n / kFp4Block, wide = (columns + 3) / 4 * 4, tile = args.layout == ScaleLayout::kTilesOf128 ? 128 : 8;
+  for (int64_t k = columns + threadIdx.x; k < wide; k += blockDim.x) args.scales[ScaleOffset(args.layout, row, k, columns)] = 0;
+  if (row + 1 < rows) return;
+  const int64_t spare = (rows + tile - 1) / tile * tile - rows;
+  for (int64_t at = threadIdx.x; at < spare * wide; at += blockDim.x) {
+    args.scales[ScaleOffset(args.layout, rows + at / wide, at % wide, columns)] = 0;
+  }
+}
+
 /** Quantises a row to fp8 by groups, a warp a group; `value(k)` is element k. All threads of the block. */
 template <typename F>
 __device__ inline void PutGroups(const QuantArgs& args, int64_t rows, int64_t row, int64_t n, F value) {

@@ -80,7 +80,7 @@ void Run(Random& random, int ranks, const norms::Shape& s) {
       Buffer& sum = sums[way == Algorithm::kLamport].emplace_back(count * sizeof(Bits));
       MoeArgs args{{group.PeersOf(r), {}, inputs.residual.data(), to.h.data(), inputs.gamma.data(), nullptr, to.y.data(),
                     with_sum ? sum.data() : nullptr, cut, 0, s.rows, s.n, s.eps, s.weight_bias,
-                    {s.quant, s.layout, s.factor, s.group, to.codes.data(), to.scales.data()}},
+                    {s.quant, s.layout, s.factor, s.group, to.codes.data(), to.scales.data(), s.pad}},
                    experts[r]};
       const auto launch = [&] {
         machine.Launch(r, blocks, RowThreads(s.n, sizeof(typename T::Bits)), [args, way] {

@@ -45,6 +45,7 @@ struct Shape {
   ScaleLayout layout;
   float factor;
   int group;
+  bool pad = false;
 
   size_t CodesOf(int64_t m) const { return quant == Quant::kNone ? 0 : quant == Quant::kFp4 ? m * n / 2 : m * n; }
   size_t ScaleBytes() const {
@@ -72,7 +73,7 @@ template <typename T>
 void CheckCodes(const Shape& s, Results& results) {
   std::vector<float> y(s.rows * s.n);
   for (size_t i = 0; i < y.size(); i++) y[i] = T::Widen(results.y.As<typename T::Bits>()[i]);
-  std::vector<uint8_t> codes(s.CodesOf(s.rows), 0), scales(s.ScaleBytes(), s.quant == Quant::kFp8Groups ? 0 : 0xa5);
+  std::vector<uint8_t> codes(s.CodesOf(s.rows), 0), scales(s.ScaleBytes(), s.quant == Quant::kFp8Groups || (s.pad && s.rows > 0) ? 0 : 0xa5);
   for (int64_t m = 0; m < s.rows; m++) {
     const int64_t row = m * s.n;
     if (s.quant == Quant::kFp8) {
@@ -188,7 +189,7 @@ void Run(Random& random, int ranks, const Shape& s, int most_blocks) {
       NormArgs args{group.PeersOf(r), OperandsOf(inputs.in, skip, r, call.shared),
                     call.in_place ? to.h.data() : inputs.residual.data() + skip, to.h.data(), inputs.gamma.data(),
                     s.bias ? inputs.bias.data() : nullptr, call.keep ? to.y.data() : nullptr, nullptr, call.cut, 0, call.rows, s.n, s.eps,
-                    s.weight_bias, {s.quant, s.layout, s.factor, s.group, to.codes.data(), to.scales.data()}};
+                    s.weight_bias, {s.quant, s.layout, s.factor, s.group, to.codes.data(), to.scales.data(), s.pad}};
       LaunchNorm<T>(machine, call.way, blocks, args);
       args.first = call.cut;
       args.rows = call.rows - call.cut;
@@ -219,6 +220,7 @@ inline Shape Draw(Random& random, int64_t rows, int64_t n) {
   s.quant = static_cast<Quant>(random.Below(5));
   s.layout = static_cast<ScaleLayout>(random.Below(3));
   if (s.quant == Quant::kFp4) s.n = (n + kFp4Block - 1) / kFp4Block * kFp4Block;
+  s.pad = random.OneIn(2);
   s.factor = random.OneIn(2) ? 1 : std::exp2(static_cast<float>(random.Between(-4, 6))) * 1.3f;
   do s.group = random.Between(1, static_cast<int>(s.n));
   while (s.n % s.group != 0);
