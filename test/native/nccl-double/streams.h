@@ -1,0 +1,121 @@
+// How NCCL's double puts its work in stream order: on the streams of the driver's double where that is loaded, else on threads of its own.
+#pragma once
+#include <dlfcn.h>
+
+#include <atomic>
+#include <condition_variable>
+#include <cstdlib>
+#include <deque>
+#include <functional>
+#include <map>
+#include <mutex>
+#include <stdexcept>
+#include <thread>
+#include <utility>
+
+namespace nccl_double {
+
+/** The driver that the program has loaded. */
+class Driver {
+ public:
+  static Driver& Get() {
+    static Driver* const driver = new Driver();
+    return *driver;
+  }
+
+  bool loaded() const { return enqueue_ != nullptr; }
+
+  /** The calling thread's device; without a driver `none`. @throws std::runtime_error where the thread has made none its own. */
+  int Device(int none) const {
+    if (!loaded()) return none;
+    int device = -1;
+    if (get_device_(&device) != 0) throw std::runtime_error("no device is current on this thread");
+    return device;
+  }
+
+  /** Memory of the thread's device; null where there is none. */
+  void* Allocate(size_t bytes) const {
+    if (!loaded()) return std::aligned_alloc(4096, (bytes + 4095) / 4096 * 4096);
+    unsigned long long at = 0;
+    return allocate_(&at, bytes) == 0 ? reinterpret_cast<void*>(at) : nullptr;
+  }
+
+  void Free(void* memory) const {
+    if (!loaded()) std::free(memory);
+    else free_(reinterpret_cast<unsigned long long>(memory));
+  }
+
+  /** Runs `work` behind all that the stream has been given. */
+  void Enqueue(void* stream, std::function<void()> work) {
+    if (loaded()) {
+      // The driver's double has one thread for everything, which cannot wait for other ranks: a thread of this work's own does.
+      auto* const job = new Job{std::move(work)};
+      const auto step = [](void* given) {
+        auto* const job = static_cast<Job*>(given);
+        if (!std::exchange(job->begun, true)) std::thread([job] { job->work(), job->done = true; }).detach();
+        if (!job->done) return 0;
+        delete job;
+        return 1;
+      };
+      if (enqueue_(stream, step, job) != 0) throw std::runtime_error("the driver's double takes no work for this stream");
+      return;
+    }
+    const std::lock_guard lock(mutex_);
+    auto& own = streams_[stream];
+    if (!own) own = new Own();
+    own->Add(std::move(work));
+  }
+
+ private:
+  struct Own {
+    std::mutex mutex;
+    std::condition_variable changed;
+    std::deque<std::function<void()>> work;
+
+    Own() {
+      std::thread([this] {
+        for (;;) {
+          std::unique_lock lock(mutex);
+          changed.wait(lock, [this] { return !work.empty(); });
+          const auto next = std::move(work.front());
+          work.pop_front();
+          lock.unlock();
+          next();
+        }
+      }).detach();
+    }
+
+    void Add(std::function<void()> next) {
+      const std::lock_guard lock(mutex);
+      work.push_back(std::move(next));
+      changed.notify_one();
+    }
+  };
+
+  Driver() {
+    const char* const named = std::getenv("RANKMESH_CUDA_PATH");
+    void* const handle = dlopen(named && *named ? named : "libcuda.so.1", RTLD_NOW | RTLD_NOLOAD);
+    if (!handle) return;
+    enqueue_ = reinterpret_cast<EnqueueStep>(dlsym(handle, "RankmeshCudaDoubleEnqueue"));
+    get_device_ = reinterpret_cast<int (*)(int*)>(dlsym(handle, "cuCtxGetDevice"));
+    allocate_ = reinterpret_cast<int (*)(unsigned long long*, size_t)>(dlsym(handle, "cuMemAlloc_v2"));
+    free_ = reinterpret_cast<int (*)(unsigned long long)>(dlsym(handle, "cuMemFree_v2"));
+  }
+
+  struct Job {
+    std::function<void()> work;
+    bool begun = false;
+    std::atomic<bool> done = false;
+  };
+
+  /** Of the driver's double: has a stream call `step(given)` in its order, again and again until that returns 1; 0 means not yet. */
+  using EnqueueStep = int (*)(void* stream, int (*step)(void*), void* given);
+  EnqueueStep enqueue_ = nullptr;
+  int (*get_device_)(int*) = nullptr;
+  int (*allocate_)(unsigned long long*, size_t) = nullptr;
+  int (*free_)(unsigned long long) = nullptr;
+  std::mutex mutex_;
+  std::map<void*, Own*> streams_;
+};
+
+}  // namespace nccl_double

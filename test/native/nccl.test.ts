@@ -1,0 +1,183 @@
+// What the addon does with NCCL, over a double of it that has no GPUs: collectives of all kinds by old and new versions, faults, ranks that do not
+// come. Driven by a program without Node; test/comm/nccl.test.ts goes through the addon.
+import { execFile, spawnSync } from 'node:child_process'
+import { mkdtempSync, readdirSync, rmSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { promisify } from 'node:util'
+import { afterAll, describe, expect, it } from 'vitest'
+import { seed } from '../support/random.ts'
+
+const run = promisify(execFile)
+const folder = mkdtempSync(join(tmpdir(), 'rankmesh-nccl-'))
+afterAll(() => rmSync(folder, { recursive: true }))
+const sources = join(import.meta.dirname, '../../native/nccl')
+const double = join(import.meta.dirname, 'nccl-double')
+const compiler = process.env.CXX ?? 'c++'
+const FLAGS = ['-std=c++20', '-O1', '-g', '-pthread']
+
+function obstacle(...flags: string[]): string {
+  if (process.platform !== 'linux') return ': skipped, NCCL is a library of Linux'
+  const built = spawnSync(compiler, [...FLAGS, ...flags, '-x', 'c++', '-', '-o', join(folder, 'try')], {
+    input: 'int main() { return 0; }\n',
+    encoding: 'utf8',
+  })
+  if (built.error) return `: skipped, no compiler ${compiler}`
+  if (built.status !== 0) return `: skipped, it does not build here: ${built.stderr.trim().split('\n').at(-1)}`
+  const ran = spawnSync(join(folder, 'try'), { encoding: 'utf8' })
+  return ran.status === 0 ? '' : `: skipped, such programs do not run here: ${ran.stderr.trim().split('\n')[0]}`
+}
+
+/** The double and the program, built alike. */
+class Built {
+  readonly obstacle: string
+  readonly library: string
+  readonly #program: Promise<string>
+
+  constructor(name: string, ...flags: string[]) {
+    this.obstacle = obstacle(...flags)
+    this.library = join(folder, `libnccl-${name}.so`)
+    this.#program = this.obstacle === '' ? this.#build(name, flags) : Promise.resolve('')
+    this.#program.catch(() => {}) // told by the tests that await it
+  }
+
+  async #build(name: string, flags: readonly string[]): Promise<string> {
+    const program = join(folder, name)
+    const own = ['library.cc', 'communicator.cc', 'collectives.cc'].map((file) => join(sources, file))
+    await run(compiler, [...FLAGS, ...flags, '-shared', '-fPIC', join(double, 'nccl.cc'), '-o', this.library, '-lrt'])
+    await run(compiler, [...FLAGS, ...flags, join(double, 'main.cc'), ...own, this.library, '-Wl,-rpath', folder, '-o', program, '-ldl'])
+    return program
+  }
+
+  /** What it says, with the variables `given`. */
+  async says(what: string, given: Record<string, string> = {}): Promise<string> {
+    const start = seed()
+    const path = { RANKMESH_NCCL_PATH: this.library, RANKMESH_CUDA_PATH: '' }
+    const variables = Object.fromEntries(
+      Object.entries(given).map(([name, value]) => [
+        name === 'path' ? 'RANKMESH_NCCL_PATH' : `RANKMESH_NCCL_DOUBLE_${name.toUpperCase()}`,
+        value,
+      ]),
+    )
+    const env = { ...process.env, ...path, ...variables, TSAN_OPTIONS: 'halt_on_error=1:atexit_sleep_ms=0' }
+    const { stdout, stderr } = await run(await this.#program, [what, String(start)], { env, maxBuffer: 2 ** 26 }).catch(
+      (error: { stdout: string; stderr: string }) => error,
+    )
+    return `${stdout}${stderr}`
+  }
+}
+
+const plain = new Built('plain')
+describe.skipIf(plain.obstacle !== '')(`NCCL through its double${plain.obstacle}`, () => {
+  it('collectives of 1 to 4 ranks of one thread, of any kind, type and size, one behind the other', async () => {
+    expect(await plain.says('one-thread')).toBe('done\n')
+  })
+
+  it.each(['21003', '22703', '22803'])('also as version %s, with what that has', async (version) => {
+    expect(await plain.says('one-thread', { version })).toBe('done\n')
+    expect(await plain.says('threads', { version })).toBe('done\n')
+  })
+
+  it('collectives of ranks in threads, and in processes', async () => {
+    expect(await plain.says('threads')).toBe('done\n')
+    expect(await plain.says('processes')).toBe('done\n')
+  })
+
+  it('groups are split, in the order of keys, and a rank may join no part', async () => {
+    expect(await plain.says('splits')).toBe('done\n')
+    expect(await plain.says('splits', { version: '21801' })).toBe('done\n')
+  })
+
+  it('sums of scaled operands, registered memory, windows', async () => {
+    expect(await plain.says('extras')).toBe('version 2.30.7\nscaled: nothing\nregistered: nothing\nwindow: nothing\nsplit: nothing\ndone\n')
+  })
+
+  it('says which version has what the one at hand lacks', async () => {
+    const said = await plain.says('extras', { version: '21801' })
+    expect(said).toMatch(
+      /^version 2\.18\.1\nscaled: nothing\nregistered: NCCL 2\.18\.1 has no ncclMemAlloc, which came with 2\.19\.1; install/,
+    )
+    expect(await plain.says('splits', { version: '21003' })).toMatch(/NCCL 2\.10\.3 has no ncclCommSplit, which came with 2\.18\.1/)
+  })
+
+  it('says why there is no library, or none of use', async () => {
+    expect(await plain.says('extras', { path: '/nowhere/libnccl.so.2' })).toMatch(
+      /^FAILED: \/nowhere\/libnccl\.so\.2: cannot open.*; install NCCL 2 .* RANKMESH_NCCL_PATH\n$/,
+    )
+    expect(await plain.says('extras', { version: '2604' })).toMatch(/^FAILED: .*: NCCL 2\.6\.4 is older than 2\.7\.3; install/)
+    expect(await plain.says('extras', { path: 'libm.so.6' })).toMatch(/^FAILED: libm\.so\.6: not NCCL, it has no ncclGetVersion/)
+  })
+
+  it.each([
+    ['ncclAllReduce:2:1:1', 'ncclAllReduce of rank 1: unhandled cuda error (code 1): planted at ncclAllReduce of rank 1'],
+    ['ncclGroupEnd:1:1:2', 'allReduce of rank 1: unhandled system error (code 2): planted at ncclGroupEnd of rank 1'],
+  ])('an error (%s) comes with its text and rank, ends the group, and a new one works at once', async (fault, text) => {
+    const [thrown, later, done, rest] = (await plain.says('faulty', { fault })).split('\n')
+    expect(thrown).toBe(`thrown: ${text}; NCCL_DEBUG=WARN has NCCL say more`)
+    expect(later).toContain(`later: NCCL's communicator of rank 0 is of no more use: ${text}`)
+    expect([done, rest]).toEqual(['done', ''])
+  })
+
+  it('an error that shows later is found while a collective is under way', async () => {
+    const said = await plain.says('faulty', { fault: 'ncclAllReduce:3:1:async6' })
+    expect(said).toMatch(
+      /^thrown: nothing\nrank 0 failed: no\nrank 1 failed: a collective of rank 1: remote process exited.* \(code 6\).* \[6, 1 unfinished\]\nlater: .*\ndone\n$/,
+    )
+  })
+
+  it('a collective that does not end is given up at its deadline, in old versions too', async () => {
+    for (const version of ['23007', '21003']) {
+      const said = await plain.says('faulty', { version, fault: 'ncclAllReduce:3:0:stuck' })
+      expect(said).toMatch(/^thrown: nothing\nrank 0 failed: (no|allReduce of rank 0: still under way after 700 ms.*)\nrank 1 failed: /)
+      expect(said).toMatch(/\ndone\n$/)
+    }
+  })
+
+  it('a rank that fails while it joins: the others give up in time', async () => {
+    for (const [version, name] of [
+      ['23007', 'ncclCommInitRankConfig'],
+      ['21003', 'ncclCommInitRank'],
+    ]) {
+      const said = await plain.says('faulty-join', { version: version as string, fault: `${name}:1:1:2` })
+      expect(said).toContain(
+        `joined: ${name} of rank 0: not all ranks came in time\njoined: ${name} of rank 1: unhandled system error (code 2)`,
+      )
+      expect(said).toMatch(/\ndone\n$/)
+    }
+  })
+
+  it('a rank that never comes, to the group or to a collective, and one that is aborted by hand', async () => {
+    const lines = (await plain.says('absent')).split('\n')
+    expect(lines).toEqual([
+      'joined: ncclCommInitRankConfig of rank 0: not all ranks came in time',
+      expect.stringMatching(/^rank 0 failed: allReduce of rank 0: still under way after 300 ms; .* \[8, 1 unfinished\]$/),
+      'unfinished: 0 and 1',
+      "later: NCCL's communicator of rank 1 is of no more use: by hand",
+      'done',
+      '',
+    ])
+  })
+
+  it('leaves nothing behind', () => {
+    expect(readdirSync('/dev/shm').filter((name) => name.startsWith('nccl-double-'))).toEqual([])
+  })
+})
+
+const oldest = new Built('oldest', '-DRANKMESH_NCCL_OLDEST')
+describe.skipIf(oldest.obstacle !== '')(`a library without the newer functions${oldest.obstacle}`, () => {
+  it('is of use for what it has', async () => {
+    expect(await oldest.says('one-thread')).toBe('done\n')
+    expect(await oldest.says('extras')).toMatch(
+      /^version 2\.10\.3\nscaled: NCCL 2\.10\.3 has no ncclRedOpCreatePreMulSum, which came with 2\.11\.4/,
+    )
+  })
+})
+
+const threads = new Built('tsan', '-fsanitize=thread')
+describe.skipIf(threads.obstacle !== '')(`without data races${threads.obstacle}`, () => {
+  it.each(['one-thread', 'threads', 'splits', 'absent', 'extras'])('%s', async (what) => {
+    const said = await threads.says(what)
+    expect(said).toMatch(/\n?done\n$/)
+    expect(said).not.toContain('ThreadSanitizer')
+  })
+})
