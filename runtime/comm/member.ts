@@ -146,7 +146,7 @@ export class GroupMember<D extends Device, G extends Turns<S>, S, O> {
 }
 
 /** What the others see of a rank's operands over a wire: numbers and texts as they are, of what belongs to its device nothing. */
-function outline(value: unknown): unknown {
+export function outline(value: unknown): unknown {
   if (typeof value === 'function') return null
   if (typeof value !== 'object' || value === null) return value
   if (Array.isArray(value)) return value.map(outline)

@@ -49,7 +49,14 @@ export class Processor {
   }
 }
 
+/**
+ * Looks after work of which its end alone does not tell how it went, such as kernels that wait for other ranks: called where somebody waits for
+ * the queue; what it gives, when that is over, tells what went wrong.
+ */
+export type Guard = () => () => RankmeshError | null
+
 export abstract class EngineDevice implements Device {
+  readonly guards: Set<Guard> = new Set()
   readonly queue: Queue
   protected readonly processor: Processor
   /** Freed blocks of this rank, by size. */
@@ -263,6 +270,7 @@ export abstract class EngineDevice implements Device {
 
   async #finish(): Promise<void> {
     if (this.#tape) throw new ArgumentError('A step that is recorded cannot wait for its results: read them behind it')
+    const ends = [...this.guards].map((guard) => guard())
     const done = await this.queue.finish().catch((cause: Error) => {
       // Of all views: what the device has run since, nobody knows.
       this.processor.failure ??= new DeviceError(`The device ${this.description} has failed: ${cause.message}; open a new one to go on`, {
@@ -270,6 +278,8 @@ export abstract class EngineDevice implements Device {
       })
       return false
     })
+    const wrong = ends.map((end) => end()).find((error) => error !== null)
+    if (wrong) throw wrong
     if (this.failure) throw this.failure
     if (!done) throw new DeviceError(`The queue of ${this.description} has ended; open a new device to go on`)
   }
