@@ -1,0 +1,27 @@
+// Tests of the kernels of single operations on the CPU, by the launches that commands become. Arguments: products, attention, rows, collectives or all;
+// seed; rounds; what is planted: barrier=K.
+#include "ops_attention.h"
+#include "ops_collectives.h"
+#include "ops_products.h"
+#include "ops_rows.h"
+
+int main(int argc, char** argv) {
+  if (argc < 4) test::Wrong("arguments: what seed rounds [planted]");
+  const std::string what = argv[1], plant = argc > 4 ? argv[4] : "";
+  test::Random random(static_cast<uint32_t>(std::strtoul(argv[2], nullptr, 10)));
+  const int rounds = std::atoi(argv[3]);
+  if (plant.rfind("barrier=", 0) == 0) emulation::planted.barrier = std::atoi(plant.c_str() + 8);
+  int calls = 0;
+  std::unordered_map<std::string, int> seen;
+  for (int round = 0; round < rounds; round++) {
+    test::ops::Device device(random);
+    if (what == "products" || what == "all") test::ops::CheckProducts(device, random);
+    if (what == "attention" || what == "all") test::ops::CheckAttentions(device, random);
+    if (what == "rows" || what == "all") test::ops::CheckRows(device, random);
+    if (what == "collectives" || what == "all") test::ops::CheckCollectives(device, random);
+    calls += device.calls;
+    for (const auto& [name, count] : device.seen) seen[name] += count;
+  }
+  std::printf("%d calls, %zu of %zu kernels\n", calls, seen.size(), test::ops::Device::Known());
+  return 0;
+}
