@@ -61,6 +61,12 @@ bool Communicator::Ended(Deadline deadline) {
   return changed_.wait_until(lock, deadline, [this] { return ended_; });
 }
 
+size_t Communicator::UnderWay() {
+  ForgetPassed();
+  const std::lock_guard lock(mutex_);
+  return pending_.size();
+}
+
 size_t Communicator::unfinished() {
   const std::lock_guard lock(mutex_);
   return unfinished_;
@@ -292,15 +298,8 @@ void Communicator::Fail(const Error& error) {
 }
 
 void Communicator::ForgetPassed() {
-  std::unique_lock lock(mutex_);
-  while (!pending_.empty()) {
-    const auto passed = pending_.front().passed;
-    lock.unlock();
-    const bool gone = passed();
-    lock.lock();
-    if (!gone) return;
-    pending_.pop_front();
-  }
+  const std::lock_guard lock(mutex_);
+  while (!pending_.empty() && pending_.front().passed()) pending_.pop_front();
 }
 
 Comm Communicator::Open() {

@@ -108,7 +108,9 @@ class Communicator : public std::enable_shared_from_this<Communicator> {
   void Abort(const std::string& why);
   /** Waits until it has ended, behind Close or Abort; false where it has not in time. */
   bool Ended(Deadline deadline);
-  /** Collectives that had not ended when it failed or was aborted. */
+  /** Collectives that have not ended. */
+  size_t UnderWay();
+  /** Of those, the ones that an abort or a failure has ended. */
   size_t unfinished();
 
   /** A reduction that multiplies what this rank brings by `scalar`, then adds. @throws Error */

@@ -180,6 +180,57 @@ export interface CudaGraph {
   close(): void
 }
 
+/** What a call of NCCL came to: the message has the function, the rank, and NCCL's own text. */
+export interface NcclError extends Error {
+  /** NCCL's ncclResult_t; 8 where a deadline has passed. */
+  result: number
+  /** Of the communicator's ranks, the one that it concerns. */
+  rank?: number
+}
+
+/** One rank's place in a group of NCCL. */
+export interface NcclCommunicator {
+  /** By which commands name it. */
+  readonly number: number
+  /** Collectives that have been given to NCCL and have not ended. */
+  underWay(): number
+  /** A part of the group, of which this becomes rank `rank`; all ranks call it, those without a part with color null. @throws NcclError */
+  split(
+    options: { color: number | null; rank: number; size: number; timeoutMs: number },
+    onFailure: (error: NcclError, unfinished: number) => void,
+  ): Promise<NcclCommunicator | null>
+  /** Has NCCL know a block of the engine; by a window where `symmetric`, which all ranks make alike. Gives its number. @throws NcclError */
+  register(block: number, symmetric: boolean): number
+  deregister(registration: number): void
+  /** A reduction, for commands, that adds what ranks bring times their `scalar`, of NCCL's type number `type`. @throws NcclError */
+  createScaledSum(scalar: number, type: number): number
+  destroyScaledSum(reduction: number): void
+  /** Ends it behind what is under way, without waiting here; at the latest after so many milliseconds. */
+  close(timeoutMs: number): void
+  /** Ends it at once: what is under way stops without a result. */
+  abort(why: string): void
+}
+
+/** The NCCL library, which is loaded when it is first asked for something: features().nccl says whether it can be. */
+export interface Nccl {
+  /** As NCCL numbers its releases: 22703. @throws Error with what was tried */
+  version(): number
+  /** 128 bytes that all ranks of a new group are given. @throws NcclError */
+  uniqueId(): Uint8Array<ArrayBuffer>
+  /**
+   * Resolves once all ranks have joined, on a thread of its own. `onFailure` is called at most once, when the communicator has failed by itself or a
+   * collective has passed its deadline: with how many of them had not ended. @throws NcclError
+   */
+  createCommunicator(
+    options: { engine: CudaEngine; rank: number; size: number; id: Uint8Array; timeoutMs: number },
+    onFailure: (error: NcclError, unfinished: number) => void,
+  ): Promise<NcclCommunicator>
+  /** The collectives that queues of this thread are given from now on wait for `end`. */
+  begin(): void
+  /** Gives them to NCCL as one group, in stream order, or forgets them. What one rank cannot do ends all these communicators. @throws NcclError */
+  end(issue: boolean): void
+}
+
 export interface Addon {
   features(): Features
   /** Stores `epoch` as this member's and wakes who sleeps on it. */
@@ -211,6 +262,8 @@ export interface Addon {
    * libcuda.so.1, the addon's rankmesh.fatbin and libcublasLt.so. @throws Error with the reason where it cannot be.
    */
   createCudaEngine?(index: number): CudaEngine
+  /** There where `createCudaEngine` is. */
+  readonly nccl?: Nccl
   /** A new segment of zeroes, readable by this user alone. @throws where the name is taken or the memory is not there. */
   createSegment(name: string, byteLength: number): Segment
   /** @throws an Error with code ENOENT where there is none (yet). */
