@@ -6,6 +6,8 @@ import { Tensor } from '../core/tensor.ts'
 import type { Device } from '../device/device.ts'
 import { EngineDevice } from '../device/engine/device.ts'
 import { WebGpuDevice } from '../device/webgpu/device.ts'
+import { CudaComm } from './cuda/comm.ts'
+import { isCuda, type Reach, reachOf } from './cuda/device.ts'
 import type {
   AllReduceOptions,
   AllToAllOptions,
@@ -36,11 +38,15 @@ import { type GroupHost, type HostComm, LocalHostComm } from './host.ts'
 import type { Recording } from './recording.ts'
 import type { MeetOptions } from './rendezvous.ts'
 import { StagedComm } from './staged/comm.ts'
+import { debug } from './webgpu/choose.ts'
 import { WebGpuComm } from './webgpu/comm.ts'
 import { WireHostComm } from './wire-host.ts'
 
-/** `hybrid` is for ranks on devices of any kind, together; `cpu` the same for ranks on the CPU alone. */
-export type DeviceBackend = 'webgpu' | 'cpu' | 'hybrid'
+/**
+ * `hybrid` is for ranks on devices of any kind, together; `cpu` the same for ranks on the CPU alone; `cuda-ipc` for ranks on CUDA devices that can
+ * use each other's memory.
+ */
+export type DeviceBackend = 'webgpu' | 'cpu' | 'hybrid' | 'cuda-ipc'
 
 export interface GroupOptions {
   /** The group's ranks hold different experts and different tokens: dispatch and combine then move tokens. Alike on all ranks. */
@@ -57,26 +63,32 @@ export async function createDeviceComm(backend: DeviceBackend, { host, device }:
     if (!(device instanceof WebGpuDevice)) throw invalidArgument('device', 'a WebGPU device', device)
     return WebGpuComm.create(group, device)
   }
+  if (backend === 'cuda-ipc') return CudaComm.create(group, device)
   if (!(device instanceof EngineDevice || (backend === 'hybrid' && device instanceof WebGpuDevice))) {
-    throw invalidArgument('device', backend === 'cpu' ? 'a CPU device' : 'a CPU or a WebGPU device', device)
+    throw invalidArgument('device', backend === 'cpu' ? 'a CPU device' : 'a device from openDevice', device)
   }
   return backend === 'cpu' ? commFor(host, device) : StagedComm.create(group, device)
 }
 
-const BACKENDS: readonly DeviceBackend[] = ['webgpu', 'cpu', 'hybrid']
+const BACKENDS: readonly DeviceBackend[] = ['webgpu', 'cpu', 'hybrid', 'cuda-ipc']
 
 /** Other ranks' devices are known by their kind, and what they call themselves. */
 interface DeviceOutline {
   kind: Device['kind']
   adapter: string
+  /** Of a CUDA device. */
+  reach: Reach | null
 }
 
-/** As createDeviceComm, with the backend that suits all the group's devices: WebGPU's or the CPU's where they are of that kind alone. */
+/**
+ * As createDeviceComm, with the backend that suits all the group's devices: WebGPU's or an engine's where they are of that kind alone, kernels over
+ * peers' memory where CUDA devices can use that.
+ */
 async function commFor(host: HostComm, device: Device): Promise<DeviceComm> {
   const group = groupHostOf(host, 'chosen')
   if (!(device instanceof WebGpuDevice || device instanceof EngineDevice))
     throw invalidArgument('device', 'a device from openDevice', device)
-  const outline = ({ kind, description }: Device): DeviceOutline => ({ kind, adapter: description })
+  const outline = (one: Device): DeviceOutline => ({ kind: one.kind, adapter: one.description, reach: reach(one) })
   const complete = (devices: Device[]): MakeComm[] => {
     const make = makerOf(group, devices)
     return devices.map(() => make)
@@ -85,7 +97,24 @@ async function commFor(host: HostComm, device: Device): Promise<DeviceComm> {
   return make(group, device)
 }
 
-type MakeComm = (host: GroupHost, device: Device) => DeviceComm
+type MakeComm = (host: GroupHost, device: Device) => DeviceComm | Promise<DeviceComm>
+
+/** Null of devices of other kinds. */
+function reach(device: Device | DeviceOutline): Reach | null {
+  if ('reach' in device) return device.reach
+  return isCuda(device) ? reachOf(device) : null
+}
+
+/** Over peers' memory, or, where the driver then refuses that on some rank, through the host's. */
+async function overPeers(host: GroupHost, device: Device): Promise<DeviceComm> {
+  try {
+    return await CudaComm.create(host, device)
+  } catch (error) {
+    if (!(error instanceof BackendUnavailableError)) throw error
+    debug(`${error.message}; collectives go through the host's memory`)
+    return StagedComm.create(host, device)
+  }
+}
 
 /** How each rank makes its DeviceComm; `devices` by rank. */
 function makerOf(group: GroupHost, devices: readonly Device[]): MakeComm {
@@ -97,6 +126,8 @@ function makerOf(group: GroupHost, devices: readonly Device[]): MakeComm {
     const common = EngineComm.commonOf(group, devices)
     return (host, device) => new EngineComm(host, device, common)
   }
+  const reaches = devices.map(reach)
+  if (reaches.every((one) => one !== null) && CudaComm.obstacle(reaches) === null) return overPeers
   const common = StagedComm.commonOf(group, devices)
   return (host, device) => new StagedComm(host, device, common)
 }

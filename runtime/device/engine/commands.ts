@@ -40,6 +40,18 @@ export const OP = {
   reduceNorm: 15,
   /** rows, slices, bytes of a row of y; bytes of a row of each slice; slices, y: the slices' rows side by side */
   gather: 16,
+  // What follows is of CUDA devices alone. Peers' commands begin with: way, blocks, ranks, rank, bytes of an operand, of a third of packets,
+  // nanoseconds of a wait; their operands with the workspaces by rank, and where the host is told. See native/cuda/peer_commands.cc.
+  /** count; type; x, y */
+  peerReduce: 17,
+  /** rows, first, all, n; type; eps, bias of the weight, quant, layout, factor, group; pads, has bias, y, sum; x, rows' operands */
+  peerNorm: 18,
+  /** see native/nccl */
+  nccl: 19,
+  /** rows, unit, pitch; of each rank units of a row, first, count; has y; x, y */
+  peerGather: 20,
+  /** as peerNorm; rows of experts, k, routed; type of scale; has scale, index, shared; rows, scale, index, shared, rows' operands */
+  peerMoe: 21,
 } as const
 
 /** How slices are joined; the last two are for int32. */
@@ -75,4 +87,9 @@ export const OP_TYPES: Readonly<Record<OpName, 0 | 1 | 2>> = {
   reduce: 2,
   reduceNorm: 2,
   gather: 0,
+  peerReduce: 1,
+  peerNorm: 1,
+  nccl: 0,
+  peerGather: 0,
+  peerMoe: 2,
 }

@@ -1,0 +1,29 @@
+// CUDA devices as collectives need them: their engine, and which other devices' memory they can use.
+import { platform } from '#platform'
+import type { CudaEngine } from '../../core/addon.ts'
+import { EngineDevice } from '../../device/engine/device.ts'
+
+/** A rank's view of a CUDA device. */
+export interface CudaDevice extends EngineDevice {
+  readonly engine: CudaEngine
+}
+
+export function isCuda(device: unknown): device is CudaDevice {
+  return device instanceof EngineDevice && device.kind === 'cuda'
+}
+
+/** What ranks must know of each other's devices to use each other's memory; data. */
+export interface Reach {
+  /** The device's own number. */
+  uuid: string
+  /** Numbers of the devices whose memory it can use, its own among them. */
+  peers: readonly string[]
+  multiprocessors: number
+}
+
+export function reachOf({ engine }: CudaDevice): Reach {
+  const { uuid, multiprocessors } = engine
+  const others = platform.addon()?.cudaDevices?.() ?? []
+  const peers = others.filter((other) => other.uuid !== uuid && engine.canAccessPeer(other.index)).map((other) => other.uuid)
+  return { uuid, peers: [uuid, ...peers], multiprocessors }
+}
