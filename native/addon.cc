@@ -1,6 +1,10 @@
 // The addon's entry: what it was built with, and the exports of its parts. Typed for JavaScript in runtime/core/addon.ts.
 #include "exports.h"
 
+#ifdef RANKMESH_CUDA
+#include "cuda/engine_node.h"
+#include "nccl/node.h"
+#endif
 #ifdef RANKMESH_GLOO
 #include "gloo.h"
 #endif
@@ -36,8 +40,16 @@ Napi::Value Features(const Napi::CallbackInfo& info) {
 #else
   features.Set("onednn", Feature(env, false, "not there when the addon was built: install libdnnl-dev, then run `npm run build:native` again"));
 #endif
-  features.Set("cuda", Feature(env, false, "not part of this version of the addon"));
-  features.Set("nccl", Feature(env, false, "not part of this version of the addon"));
+#ifdef RANKMESH_CUDA
+  bool cuda = false;
+  const std::string device = rankmesh::CudaFeature(cuda);
+  features.Set("cuda", Feature(env, cuda, device.c_str()));
+  const auto nccl = rankmesh::nccl::Available();
+  features.Set("nccl", Feature(env, nccl.available, nccl.detail.c_str()));
+#else
+  features.Set("cuda", Feature(env, false, "only Linux has it here"));
+  features.Set("nccl", Feature(env, false, "only Linux has it here"));
+#endif
   return features;
 }
 
@@ -45,6 +57,10 @@ Napi::Object Init(Napi::Env env, Napi::Object exports) {
   exports.Set("features", Napi::Function::New(env, Features, "features"));
 #ifdef RANKMESH_CPU
   rankmesh::InitCpu(env, exports);
+#endif
+#ifdef RANKMESH_CUDA
+  rankmesh::InitCuda(env, exports);
+  rankmesh::nccl::Init(env, exports);
 #endif
   rankmesh::InitLane(env, exports);
   rankmesh::InitReduce(env, exports);

@@ -17,7 +17,9 @@ size_t AlignmentOf(size_t bytes) { return bytes >= kHugePage ? kHugePage : 64; }
 
 }  // namespace
 
-HostBlock::HostBlock(size_t size) : Block{static_cast<std::byte*>(::operator new[](size, std::align_val_t(AlignmentOf(size)))), size} {
+HostBlock::HostBlock(size_t size) {
+  data = static_cast<std::byte*>(::operator new[](size, std::align_val_t(AlignmentOf(size))));
+  bytes = size;
 #ifdef __linux__
   if (bytes >= kHugePage) madvise(data, bytes, MADV_HUGEPAGE);
 #endif

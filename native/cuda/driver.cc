@@ -5,6 +5,8 @@
 
 #include <cstdio>
 #include <cstdlib>
+#include <fstream>
+#include <iterator>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -100,6 +102,14 @@ std::string KernelsPath() {
     folder = path.substr(0, path.find_last_of('/'));
   }
   return Variable("RANKMESH_CUDA_KERNELS", folder + "/rankmesh.fatbin");
+}
+
+std::string ReadKernels() {
+  const std::string path = KernelsPath();
+  std::ifstream file(path, std::ios::binary);
+  if (file) return std::string(std::istreambuf_iterator<char>(file), {});
+  throw Unavailable("the CUDA kernels are not there: " + path +
+                    " was not built; install CUDA's toolkit (nvcc), then run `npm run build:native` again, or name the file by RANKMESH_CUDA_KERNELS");
 }
 
 }  // namespace rankmesh::cuda

@@ -156,7 +156,9 @@ struct DeviceInfo {
 
 DeviceInfo InfoOf(const Driver& driver, int index);
 
-/** The file with the kernels that RANKMESH_CUDA_KERNELS names, or the one beside the addon; it need not be there. */
+/** The file with the kernels that RANKMESH_CUDA_KERNELS names, or the one beside the addon. */
 std::string KernelsPath();
+/** What is in it. Throws Unavailable where it is not there. */
+std::string ReadKernels();
 
 }  // namespace rankmesh::cuda

@@ -13,6 +13,7 @@ namespace rankmesh::engine {
 
 /** Memory that commands use, of which each kind of engine has kinds of its own; it lives as long as somebody refers to it. */
 struct Block {
+  virtual ~Block() = default;
   std::byte* data = nullptr;
   size_t bytes = 0;
 };

@@ -1,0 +1,114 @@
+// Devices are shared by all threads of the process, whose engines are on one context each: pointers mean the same to all of them.
+#include "device.h"
+
+#include <map>
+
+namespace rankmesh::cuda {
+std::shared_ptr<Device> Device::Open(int index) {
+  static std::mutex mutex;
+  static std::map<std::pair<const Driver*, int>, std::weak_ptr<Device>> devices;
+  const Driver& driver = Driver::Get();
+  if (index < 0 || index >= driver.devices())
+    throw Unavailable("there is no CUDA device " + std::to_string(index) + ": the driver sees " + std::to_string(driver.devices()));
+  const std::lock_guard lock(mutex);
+  auto& known = devices[{&driver, index}];
+  if (auto device = known.lock()) return device;
+  const std::shared_ptr<Device> device(new Device(driver, index));
+  known = device;
+  return device;
+}
+
+Device::Device(const Driver& of, int index) : driver(of), info(InfoOf(of, index)) {
+  const std::string kernels = ReadKernels();
+  driver.Check(driver.cuDeviceGet(&handle_, index), "cuDeviceGet");
+  driver.Check(driver.cuDevicePrimaryCtxRetain(&context_, handle_), "cuDevicePrimaryCtxRetain");
+  try {
+    Enter();
+    driver.Check(driver.cuModuleLoadData(&module_, kernels.c_str()), "cuModuleLoadData of " + KernelsPath());
+  } catch (...) {
+    driver.cuDevicePrimaryCtxRelease_v2(handle_);
+    throw;
+  }
+}
+
+Device::~Device() {
+  // Where the process ends, the driver may have gone before; what these return does not matter.
+  driver.cuCtxSetCurrent(context_);
+  driver.cuModuleUnload(module_);
+  driver.cuDevicePrimaryCtxRelease_v2(handle_);
+}
+
+FunctionHandle Device::Kernel(const char* name, unsigned shared_bytes) {
+  const std::lock_guard lock(mutex_);
+  Function& function = functions_[name];
+  if (!function.handle) driver.Check(driver.cuModuleGetFunction(&function.handle, module_, name), std::string("the kernel ") + name);
+  if (shared_bytes > function.shared_bytes) {
+    const Result result = driver.cuFuncSetAttribute(function.handle, kMaxDynamicSharedBytes, static_cast<int>(shared_bytes));
+    driver.Check(result, std::to_string(shared_bytes) + " bytes of shared memory for " + name);
+    function.shared_bytes = shared_bytes;
+  }
+  return function.handle;
+}
+
+void Device::EnablePeer(const Device& peer) {
+  Enter();
+  const Result result = driver.cuCtxEnablePeerAccess(peer.context_, 0);
+  if (result != kPeerAccessAlreadyEnabled) driver.Check(result, "access of CUDA device " + std::to_string(info.index) + " to " + std::to_string(peer.info.index));
+}
+
+DeviceBlock::DeviceBlock(std::shared_ptr<Device> on, size_t size) : device(std::move(on)) {
+  device->Enter();
+  DevicePointer pointer = 0;
+  device->driver.Check(device->driver.cuMemAlloc_v2(&pointer, size), "cuMemAlloc of " + std::to_string(size) + " bytes");
+  data = reinterpret_cast<std::byte*>(pointer);
+  bytes = size;
+}
+
+DeviceBlock::~DeviceBlock() {
+  device->driver.cuCtxSetCurrent(device->context());
+  device->driver.cuMemFree_v2(PointerOf(data));
+}
+
+PinnedBlock::PinnedBlock(std::shared_ptr<Device> on, size_t size) : device(std::move(on)) {
+  device->Enter();
+  void* pointer = nullptr;
+  device->driver.Check(device->driver.cuMemHostAlloc(&pointer, size, kHostPortable), "cuMemHostAlloc of " + std::to_string(size) + " bytes");
+  data = static_cast<std::byte*>(pointer);
+  bytes = size;
+}
+
+PinnedBlock::~PinnedBlock() {
+  device->driver.cuCtxSetCurrent(device->context());
+  device->driver.cuMemFreeHost(data);
+}
+
+ImportedBlock::ImportedBlock(std::shared_ptr<Device> on, const IpcHandle& handle, size_t size) : device(std::move(on)) {
+  device->Enter();
+  DevicePointer pointer = 0;
+  device->driver.Check(device->driver.cuIpcOpenMemHandle_v2(&pointer, handle, kIpcLazyPeerAccess), "cuIpcOpenMemHandle");
+  data = reinterpret_cast<std::byte*>(pointer);
+  bytes = size;
+}
+
+ImportedBlock::~ImportedBlock() {
+  device->driver.cuCtxSetCurrent(device->context());
+  device->driver.cuIpcCloseMemHandle(PointerOf(data));
+}
+
+Event::Event(std::shared_ptr<Device> device, unsigned flags) : device_(std::move(device)) {
+  device_->driver.Check(device_->driver.cuEventCreate(&handle_, flags), "cuEventCreate");
+}
+
+Event::~Event() {
+  device_->driver.cuCtxSetCurrent(device_->context());
+  device_->driver.cuEventDestroy_v2(handle_);
+}
+
+bool Event::Passed() const {
+  const Result result = device_->driver.cuEventQuery(handle_);
+  if (result == kNotReady) return false;
+  device_->driver.Check(result, "the stream");
+  return true;
+}
+
+}  // namespace rankmesh::cuda

@@ -1,0 +1,95 @@
+// A CUDA device as this process has it: its context, its kernels, and memory of kinds that commands use.
+#pragma once
+#include <memory>
+#include <mutex>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include "../engine/commands.h"
+#include "driver.h"
+
+namespace rankmesh::cuda {
+
+class Device : public std::enable_shared_from_this<Device> {
+ public:
+  /** Opened once for as long as somebody uses it. Throws Unavailable where there is none of this number or no kernels for it. */
+  static std::shared_ptr<Device> Open(int index);
+  Device(const Device&) = delete;
+  ~Device();
+
+  /** Makes this device the one that calls of this thread are for. */
+  void Enter() const { driver.Check(driver.cuCtxSetCurrent(context_), "cuCtxSetCurrent"); }
+
+  /** A kernel by the name it has in the kernels' file, ready to be given `shared_bytes` of dynamic shared memory. Of any thread. */
+  FunctionHandle Kernel(const char* name, unsigned shared_bytes);
+
+  /** This device may use memory of `peer` from now on. */
+  void EnablePeer(const Device& peer);
+
+  ContextHandle context() const { return context_; }
+
+  const Driver& driver;
+  const DeviceInfo info;
+
+ private:
+  Device(const Driver& driver, int index);
+
+  struct Function {
+    FunctionHandle handle = nullptr;
+    unsigned shared_bytes = 0;
+  };
+
+  DeviceHandle handle_ = 0;
+  ContextHandle context_ = nullptr;
+  ModuleHandle module_ = nullptr;
+  std::mutex mutex_;
+  /** By the name's address: names are constants. */
+  std::unordered_map<const char*, Function> functions_;
+};
+
+/** Memory of the device, aligned to 256 bytes. */
+struct DeviceBlock : engine::Block {
+  /** Throws CudaError. */
+  DeviceBlock(std::shared_ptr<Device> device, size_t bytes);
+  DeviceBlock(const DeviceBlock&) = delete;
+  /** No command that has yet to run uses it. */
+  ~DeviceBlock();
+  const std::shared_ptr<Device> device;
+};
+
+/** Memory of the system at a fixed place, which all devices reach. */
+struct PinnedBlock : engine::Block {
+  PinnedBlock(std::shared_ptr<Device> device, size_t bytes);
+  PinnedBlock(const PinnedBlock&) = delete;
+  ~PinnedBlock();
+  const std::shared_ptr<Device> device;
+};
+
+/** Memory of another process. */
+struct ImportedBlock : engine::Block {
+  ImportedBlock(std::shared_ptr<Device> device, const IpcHandle& handle, size_t bytes);
+  ImportedBlock(const ImportedBlock&) = delete;
+  ~ImportedBlock();
+  const std::shared_ptr<Device> device;
+};
+
+inline DevicePointer PointerOf(const void* address) { return reinterpret_cast<DevicePointer>(address); }
+
+/** An event of a device. */
+class Event {
+ public:
+  Event(std::shared_ptr<Device> device, unsigned flags);
+  Event(const Event&) = delete;
+  ~Event();
+  void Record(StreamHandle stream) { device_->driver.Check(device_->driver.cuEventRecord(handle_, stream), "cuEventRecord"); }
+  /** Whether all that was before it has run. Throws CudaError where that has failed. */
+  bool Passed() const;
+  EventHandle handle() const { return handle_; }
+
+ private:
+  const std::shared_ptr<Device> device_;
+  EventHandle handle_ = nullptr;
+};
+
+}  // namespace rankmesh::cuda

@@ -1,0 +1,236 @@
+// Memory is given back when events say that it is of no more use, since the driver's own way would wait for kernels, and kernels may wait for us.
+#include "engine.h"
+
+#include <cstring>
+#include <random>
+#include <unordered_map>
+
+namespace rankmesh::cuda {
+namespace {
+
+constexpr char kMagic[8] = {'r', 'a', 'n', 'k', 'c', 'u', 'd', '1'};
+
+uint64_t ThisProcess() {
+  static const uint64_t number = [] {
+    std::random_device random;
+    return (uint64_t{random()} << 32) | random();
+  }();
+  return number;
+}
+
+/** Blocks that were exported, for engines of this process. */
+struct Exports {
+  std::mutex mutex;
+  uint64_t next = 1;
+  std::unordered_map<uint64_t, std::weak_ptr<DeviceBlock>> blocks;
+};
+
+Exports& TheExports() {
+  static Exports exports;
+  return exports;
+}
+
+}  // namespace
+
+Engine::Engine(int index) : device(Device::Open(index)) {
+  device->Enter();
+  blas = Blas::Open(device, no_blas);
+  traits.multiprocessors = device->info.multiprocessors;
+  traits.cublaslt = blas != nullptr;
+  word_ = std::make_unique<PinnedBlock>(device, sizeof(uint32_t));
+  device->driver.Check(device->driver.cuStreamCreate(&side_, kStreamNonBlocking), "cuStreamCreate");
+}
+
+Engine::~Engine() {
+  const Driver& driver = device->driver;
+  driver.cuCtxSetCurrent(device->context());
+  for (const auto& queue : queues) driver.cuStreamSynchronize(static_cast<Stream*>(queue.get())->handle());
+  retired_.clear();
+  meetings.clear();
+  queues.clear();
+  blocks.clear();
+  driver.cuCtxSetCurrent(device->context());
+  if (side_) driver.cuStreamDestroy_v2(side_);
+}
+
+uint32_t Engine::Keep(std::shared_ptr<engine::Block> block) {
+  blocks[next] = std::move(block);
+  return next++;
+}
+
+uint32_t Engine::Allocate(size_t bytes) {
+  device->Enter();
+  Release(false);
+  try {
+    return Keep(std::make_shared<DeviceBlock>(device, bytes));
+  } catch (const CudaError& error) {
+    if (error.result != kOutOfMemory || retired_.empty()) throw;
+    Release(true);
+    return Keep(std::make_shared<DeviceBlock>(device, bytes));
+  }
+}
+
+uint32_t Engine::AllocateHost(size_t bytes) {
+  device->Enter();
+  Release(false);
+  return Keep(std::make_shared<PinnedBlock>(device, bytes));
+}
+
+void Engine::Free(uint32_t id) {
+  const auto found = blocks.find(id);
+  if (found == blocks.end()) return;
+  std::shared_ptr<void> freed = std::move(found->second);
+  blocks.erase(found);
+  Retire(std::move(freed));
+}
+
+void Engine::Retire(std::shared_ptr<void> unused) {
+  device->Enter();
+  if (retired_.empty() || retired_.back().submits != submits_) {
+    Retired retired{{}, {}, submits_};
+    try {
+      for (const auto& queue : queues) {
+        retired.events.push_back(std::make_unique<Event>(device, kEventUntimed));
+        retired.events.back()->Record(static_cast<Stream*>(queue.get())->handle());
+      }
+    } catch (const CudaError& error) {
+      // Nothing runs any more.
+      Fail(error.what());
+      retired.events.clear();
+    }
+    retired_.push_back(std::move(retired));
+  }
+  retired_.back().unused.push_back(std::move(unused));
+  Release(open_streams_ == 0);
+}
+
+void Engine::Release(bool all) {
+  while (!retired_.empty()) {
+    for (const auto& event : retired_.front().events) {
+      if (all) device->driver.cuEventSynchronize(event->handle());
+      else if (device->driver.cuEventQuery(event->handle()) == kNotReady) return;
+    }
+    retired_.pop_front();
+  }
+}
+
+const std::shared_ptr<engine::Block>& Engine::Of(uint32_t id) const {
+  const auto found = blocks.find(id);
+  if (found == blocks.end()) throw std::out_of_range("there is no block " + std::to_string(id));
+  return found->second;
+}
+
+std::byte* Engine::At(uint32_t id, size_t offset, size_t bytes) const {
+  const auto& block = Of(id);
+  if (offset > block->bytes || bytes > block->bytes - offset)
+    throw std::out_of_range(std::to_string(bytes) + " bytes at " + std::to_string(offset) + " pass the end of block " + std::to_string(id));
+  return block->data + offset;
+}
+
+std::shared_ptr<Stream> Engine::NewStream() {
+  auto stream = std::make_shared<Stream>(*this);
+  queues.push_back(stream);
+  open_streams_++;
+  return stream;
+}
+
+Exported Engine::Export(uint32_t id) const {
+  const auto block = std::dynamic_pointer_cast<DeviceBlock>(Of(id));
+  if (!block) throw std::out_of_range("block " + std::to_string(id) + " is none of this device's own");
+  device->Enter();
+  Exported exported{};
+  std::memcpy(exported.magic, kMagic, sizeof kMagic);
+  exported.process = ThisProcess();
+  exported.device = device->info.uuid;
+  exported.bytes = block->bytes;
+  exported.result = device->driver.cuIpcGetMemHandle(&exported.handle, PointerOf(block->data));
+  Exports& exports = TheExports();
+  const std::lock_guard lock(exports.mutex);
+  std::erase_if(exports.blocks, [](const auto& entry) { return entry.second.expired(); });
+  exported.number = exports.next++;
+  exports.blocks[exported.number] = block;
+  return exported;
+}
+
+uint32_t Engine::Import(const Exported& exported) {
+  const Driver& driver = device->driver;
+  if (std::memcmp(exported.magic, kMagic, sizeof kMagic) != 0) throw std::out_of_range("what is to be imported was not exported by this version");
+  device->Enter();
+  Release(false);
+  int index = 0;
+  while (index < driver.devices() && std::memcmp(InfoOf(driver, index).uuid.bytes, exported.device.bytes, sizeof(Uuid)) != 0) index++;
+  const std::string from = index < driver.devices() ? "CUDA device " + std::to_string(index) : "a CUDA device that this process does not see";
+  if (index < driver.devices() && !CanAccessPeer(index))
+    throw Unavailable("CUDA device " + std::to_string(device->info.index) + " cannot access memory of " + from);
+  if (exported.process != ThisProcess()) {
+    driver.Check(exported.result, "cuIpcGetMemHandle, called by the process that exports memory of " + from);
+    return Keep(std::make_shared<ImportedBlock>(device, exported.handle, exported.bytes));
+  }
+  Exports& exports = TheExports();
+  std::shared_ptr<DeviceBlock> block;
+  {
+    const std::lock_guard lock(exports.mutex);
+    block = exports.blocks[exported.number].lock();
+  }
+  if (!block) throw std::out_of_range("what is to be imported has been freed");
+  if (block->device != device) device->EnablePeer(*block->device);
+  return Keep(block);
+}
+
+bool Engine::CanAccessPeer(int index) const {
+  if (index == device->info.index) return true;
+  const Driver& driver = device->driver;
+  DeviceHandle self = 0, peer = 0;
+  int can = 0;
+  driver.Check(driver.cuDeviceGet(&self, device->info.index), "cuDeviceGet");
+  driver.Check(driver.cuDeviceGet(&peer, index), "cuDeviceGet");
+  driver.Check(driver.cuDeviceCanAccessPeer(&can, self, peer), "cuDeviceCanAccessPeer");
+  return can != 0;
+}
+
+void Engine::Poke(std::byte* at, uint32_t word) {
+  const Driver& driver = device->driver;
+  device->Enter();
+  std::memcpy(word_->data, &word, sizeof word);
+  driver.Check(driver.cuMemcpyAsync(PointerOf(at), PointerOf(word_->data), sizeof word, side_), "cuMemcpyAsync");
+  driver.Check(driver.cuStreamSynchronize(side_), "cuStreamSynchronize");
+}
+
+void Engine::FillAtOnce(std::byte* at, size_t bytes, unsigned char value) {
+  const Driver& driver = device->driver;
+  if (bytes == 0) return;
+  device->Enter();
+  driver.Check(driver.cuMemsetD8Async(PointerOf(at), value, bytes, side_), "cuMemsetD8Async");
+  driver.Check(driver.cuStreamSynchronize(side_), "cuStreamSynchronize");
+}
+
+size_t Engine::FreeBytes() const {
+  size_t free = 0, total = 0;
+  device->Enter();
+  device->driver.Check(device->driver.cuMemGetInfo_v2(&free, &total), "cuMemGetInfo");
+  return free;
+}
+
+Engine::Piece& Engine::NextPiece() {
+  Piece& piece = pieces_[next_piece_];
+  next_piece_ = 1 - next_piece_;
+  if (!piece.block) {
+    piece.block = std::make_unique<PinnedBlock>(device, kPieceBytes);
+    piece.used = std::make_unique<Event>(device, kEventUntimed);
+  } else {
+    device->driver.Check(device->driver.cuEventSynchronize(piece.used->handle()), "cuEventSynchronize");
+  }
+  return piece;
+}
+
+void Engine::Fail(const std::string& what) {
+  const std::lock_guard lock(mutex_);
+  if (!failure_) failure_ = what;
+}
+
+std::optional<std::string> Engine::failure() const {
+  const std::lock_guard lock(mutex_);
+  return failure_;
+}
+
+}  // namespace rankmesh::cuda
