@@ -167,17 +167,6 @@ export interface CudaEngine extends Engine, CudaDeviceInfo {
   freeBytes(): number
   /** Whether the device `index` can be accessed from this one. */
   canAccessPeer(index: number): boolean
-  /** From now on what the queues (by id) are given is not run but written down. What they wait for of other queues is waited for at each launch. */
-  beginCapture(queues: readonly number[]): void
-  /** @throws with the driver's text where the commands cannot be captured. */
-  endCapture(): CudaGraph
-}
-
-/** Commands that were written down once, to be run again with the same operands. */
-export interface CudaGraph {
-  /** Behind what the queues have been given, and before what they are given next. */
-  launch(): void
-  close(): void
 }
 
 /** What a call of NCCL came to: the message has the function, the rank, and NCCL's own text. */

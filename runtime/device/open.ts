@@ -1,7 +1,8 @@
-// Opens a device by the name people know it by: `cpu`, `webgpu`, `webgpu:1`, `webgpu:software`, `webgpu:<part of the adapter's name>`.
+// Opens a device by the name people know it by: `cpu`, `cuda:1`, `webgpu`, `webgpu:1`, `webgpu:software`, `webgpu:<part of the adapter's name>`.
 import { platform } from '#platform'
-import { BackendUnavailableError, invalidArgument } from '../core/errors.ts'
+import { invalidArgument } from '../core/errors.ts'
 import { CpuDevice } from './cpu/device.ts'
+import { CudaDevice } from './cuda/device.ts'
 import type { Device } from './device.ts'
 import { WebGpuDevice } from './webgpu/device.ts'
 
@@ -12,12 +13,15 @@ import { WebGpuDevice } from './webgpu/device.ts'
  */
 export async function openDevice(name: string): Promise<Device> {
   const [kind, rest] = typeof name === 'string' ? split(name) : ['', undefined]
-  if (kind === 'cuda')
-    throw new BackendUnavailableError('CUDA devices need the native addon, which this version does not have yet; use webgpu or cpu')
+  if (kind === 'cuda' && /^\d*$/.test(rest ?? '')) return CudaDevice.open(platform.addon(), Number(rest ?? 0))
   if (kind === 'cpu' && !rest)
     return CpuDevice.open(platform.addon()?.createCpuEngine?.() ?? null, { pinned: platform.env('RANKMESH_PIN') === '1' })
   if (kind !== 'webgpu')
-    throw invalidArgument('device', "'webgpu', 'cpu', 'webgpu:<index>', 'webgpu:software' or 'webgpu:<adapter name>'", name)
+    throw invalidArgument(
+      'device',
+      "'webgpu', 'cpu', 'cuda', 'cuda:<index>', 'webgpu:<index>', 'webgpu:software' or 'webgpu:<adapter name>'",
+      name,
+    )
   const which = rest ?? platform.env('RANKMESH_ADAPTER')
   if (which === undefined || which === '') return WebGpuDevice.open(platform, {}, 'webgpu:0')
   if (which === 'software') return WebGpuDevice.open(platform, { software: true }, 'webgpu:software')
