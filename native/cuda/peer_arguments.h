@@ -7,6 +7,7 @@
 //
 //   flags      uint64 [kMaxBlocks][kMaxRanks]   how far block b of rank r has come; written by rank r
 //   alarm      uint32                           not 0: waits end at once; written by any rank or by the host
+//   left       uint32 [kMaxRanks]               not 0: that rank's kernels have all ended; between hosts alone
 //   state      State                            of this rank alone; `status` is for the host
 //   data       2 x data_bytes                   operands, taken in turn
 //   lamport    3 x lamport_bytes                packets of all ranks, taken in turn; a word of ones has not arrived

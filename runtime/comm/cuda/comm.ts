@@ -32,8 +32,6 @@ interface CudaCommon {
   told: Told
   channels: LocalChannels<Staging, StagedGroup> | WireChannels<Staging, StagedGroup>
   traffic: { crossings: number; bytes: number }
-  /** Ranks of this thread that have not left. */
-  left: number
 }
 
 /** A rank's device and memory. */
@@ -54,7 +52,6 @@ interface Outline {
 export class CudaComm extends StagedComm {
   readonly #told: Told
   readonly #memory: PeerMemory
-  readonly #common: CudaCommon
   readonly #fused: FusionEngine<Staging, Operand>
   #destroyed = false
 
@@ -63,7 +60,6 @@ export class CudaComm extends StagedComm {
     super(host, device, common)
     this.#told = common.told
     this.#memory = memory
-    this.#common = common
     this.#fused = cudaFusion(common.group, fusionEngine(common.group))
     device.guards.add(this.#told.guard)
   }
@@ -90,6 +86,7 @@ export class CudaComm extends StagedComm {
   static override async create(host: GroupHost, device: Device, room: PeerRoom = roomFor(host.size)): Promise<CudaComm> {
     let memory: PeerMemory | undefined
     let entering: Entering | undefined
+    if (isCuda(device)) await PeerMemory.sweep(device.engine)
     try {
       const enter = (): Entering => {
         if (!isCuda(device)) throw invalidArgument('device', 'a CUDA device', device)
@@ -117,7 +114,7 @@ export class CudaComm extends StagedComm {
       common.told.add(own.memory)
       return new CudaComm(host, own, common)
     } catch (error) {
-      memory?.close(true)
+      memory?.abandon()
       throw error
     }
   }
@@ -194,17 +191,11 @@ export class CudaComm extends StagedComm {
     super.destroy()
     if (this.#destroyed) return
     this.#destroyed = true
-    const device = this.#member.group.cuda(this.rank)
+    const { group } = this.#member
+    const device = group.cuda(this.rank)
     device.guards.delete(this.#told.guard)
-    const { group, left } = this.#common
-    this.#common.left = left - 1
-    if (this.#common.left > 0 || device.failure) return
-    // Within one thread the last to leave gives all memory back, once what was recorded has run. Where peers of other processes may still read it,
-    // it stays until the device is disposed of.
-    const whole = !group.apart
-    Promise.allSettled(group.here.map((rank) => group.cuda(rank).sync())).then(() => {
-      for (const rank of group.here) group.memoryOf(rank).close(whole)
-    })
+    const leave = (): Promise<void> => this.#memory.leave(this.rank, group.apart)
+    device.sync().then(leave, leave)
   }
 
   override abort(reason: unknown): void {
@@ -238,8 +229,7 @@ function commonOf(host: GroupHost, all: readonly (Entering | Outline)[], room: P
   const traffic = { crossings: 0, bytes: 0 }
   const link = wire && { lane: wire.data, timeoutMs, traffic }
   const group = new CudaGroup(devices, link, { plan, timeoutMs, failure: () => told.look() })
-  const left = group.here.length
-  return { group, told, channels: channelsOf(host, devices, traffic), traffic, left }
+  return { group, told, channels: channelsOf(host, devices, traffic), traffic }
 }
 
 /** How two ranks reach each other, through host memory. */

@@ -1,10 +1,11 @@
 // PeerMemory: the workspace that a rank brings to collectives of its own kernels, those of its peers as its device sees them, and what the
 // kernels tell the host.
+import type { CudaEngine } from '../../core/addon.ts'
 import { OutOfMemoryError } from '../../core/errors.ts'
 import { Block, type EngineStorage } from '../../device/engine/memory.ts'
 import type { Operand as Place } from '../../device/engine/queue.ts'
 import type { CudaDevice } from './device.ts'
-import { ALARM_AT, type PeerRoom, packetsAt, workspaceBytes } from './plan.ts'
+import { ALARM_AT, LEFT_AT, type PeerRoom, packetsAt, workspaceBytes } from './plan.ts'
 
 /** Bits of what a kernel tells, above one for each rank that did not arrive; see native/cuda/peer_arguments.h. */
 export const EXPIRED: number = 1 << 16
@@ -18,11 +19,15 @@ export class PeerMemory {
   readonly #words: Uint32Array
   /** The workspaces by rank, and where kernels tell: the operands that all commands begin with. */
   readonly places: Place[] = []
+  readonly #ranks: number
+  /** Times that all ranks must be seen to have left. */
+  #looks = 0
 
   /** New memory on a device, set up for the first call. @throws ERR_OUT_OF_MEMORY. */
   constructor(device: CudaDevice, room: PeerRoom, ranks: number) {
     const { engine, memory } = device
     this.#device = device
+    this.#ranks = ranks
     const bytes = workspaceBytes(room, ranks)
     this.#own = memory.adopt(allocated(device, bytes), bytes)
     const { id, buffer } = engine.allocateHost(64)
@@ -70,15 +75,55 @@ export class PeerMemory {
     if (!this.#device.failure) this.#device.engine.poke(this.#own.block.id, ALARM_AT, ABORTED)
   }
 
-  /** Lets go of the peers' memory, and with `whole` of its own: not while any rank's kernel runs. */
-  close(whole: boolean): void {
+  /** Gives up what `join` made, before anything was run. */
+  abandon(): void {
+    this.#letGo()
+    this.#free()
+  }
+
+  /**
+   * This rank's kernels have ended, and it starts no more: its peers learn so. Its own memory goes back once all of them have left too, as
+   * theirs may still read it. `apart`: some are in other processes, which is looked at twice, since they let go of it after they have told.
+   */
+  async leave(rank: number, apart: boolean): Promise<void> {
+    const { engine } = this.#device
     if (this.#device.failure) return
+    for (const { block } of this.places.slice(0, -1)) engine.poke(block.id, LEFT_AT + 4 * rank, 1)
+    this.#letGo()
+    this.#looks = apart ? 2 : 1
+    retired.add(this)
+    await PeerMemory.sweep(engine)
+  }
+
+  /** Gives back what is left of groups that have ended on a device. */
+  static async sweep(engine: CudaEngine): Promise<void> {
+    await Promise.all([...retired].map((memory) => memory.#device.engine === engine && memory.#sweep()))
+  }
+
+  async #sweep(): Promise<void> {
+    try {
+      const bytes = await this.#device.read(this.#own, LEFT_AT, 4 * this.#ranks)
+      const left = new Uint32Array(bytes.buffer, 0, this.#ranks)
+      if (!left.every((word) => word !== 0) || --this.#looks > 0 || !retired.delete(this)) return
+      this.#free()
+    } catch {
+      retired.delete(this) // the device is lost, and all of its memory
+    }
+  }
+
+  #letGo(): void {
     for (const storage of this.#imported.splice(0)) storage.release()
-    if (!whole) return
+  }
+
+  #free(): void {
+    if (this.#device.failure) return
     this.#own.release()
     this.#device.engine.free(this.#told.id, this.#told.bytes?.buffer ?? null)
   }
 }
+
+/** Of groups that have ended, whose ranks have not all left. */
+const retired = new Set<PeerMemory>()
 
 function allocated({ engine, description }: CudaDevice, bytes: number): number {
   try {

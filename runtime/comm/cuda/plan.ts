@@ -30,7 +30,10 @@ const BLOCK_PACKETS = 256
 const ALARM_AT: number = 8 * MOST_BLOCKS * 16
 const DATA_AT: number = ALARM_AT + 256
 
-export { ALARM_AT }
+/** A word for each rank, behind the alarm: not 0 once it has left. */
+const LEFT_AT: number = ALARM_AT + 4
+
+export { ALARM_AT, LEFT_AT }
 
 export function packetsAt({ dataBytes }: PeerRoom): number {
   return DATA_AT + 2 * dataBytes

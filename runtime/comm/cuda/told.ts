@@ -37,7 +37,9 @@ export class Told {
 
   /** While a rank waits for its device: where another process has ended the group, kernels wait no longer. */
   readonly guard: Guard = () => {
-    const stop = this.#host.wire?.watch(() => this.alarm())
+    const { wire } = this.#host
+    if (wire?.failure) this.alarm()
+    const stop = wire?.watch(() => this.alarm())
     return () => {
       stop?.()
       return this.look()
