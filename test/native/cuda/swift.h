@@ -208,14 +208,17 @@ class Grid {
   explicit Grid(Launch launch) : launch_(std::move(launch)) {
     if (launch_.threads == 0 || launch_.threads > kMostThreads) Break("blocks that are too large or empty");
   }
-  /** Does a part of the work. True once all of it is done or `host->broken` says why it never will be. */
-  bool Step() {
+  /**
+   * Does a part of the work, with no more blocks at once than `most`. True once all of it is done or `host->broken` says why it never will
+   * be.
+   */
+  bool Step(size_t most = kMostBlocks) {
     moved_ = false;
     const size_t resident = blocks_.size();
     for (size_t i = 0; i < blocks_.size();) {
       if (!RunOne(i, i)) return true;
     }
-    for (size_t more = kSlice; more > 0 && started_ < launch_.Blocks() && blocks_.size() < kMostBlocks; more--) {
+    for (size_t more = kSlice; more > 0 && started_ < launch_.Blocks() && blocks_.size() < std::min(most, kMostBlocks); more--) {
       if (pool_.empty()) pool_.push_back(std::make_unique<Block>());
       blocks_.push_back(std::move(pool_.back()));
       pool_.pop_back();
@@ -229,7 +232,23 @@ class Grid {
   }
   /** Whether the last step has done more than wait. */
   bool moved() const { return moved_; }
-  const Launch& launch() const { return launch_; }
+  /** Blocks that have begun and not ended. */
+  size_t resident() const { return blocks_.size(); }
+  /** Its threads never go on. */
+  void Abandon() {
+    host->thread = nullptr;
+    for (auto& block : blocks_) {
+      for (unsigned t = 0; t < block->count; t++) {
+        Fiber*& fiber = block->threads[t].fiber;
+        if (!fiber) continue;
+        fiber->Prepare(Live);
+        host->idle.push_back(std::exchange(fiber, nullptr));
+      }
+      pool_.push_back(std::move(block));
+    }
+    blocks_.clear();
+    started_ = launch_.Blocks();
+  }
 
  private:
   /** Blocks that begin in one step. */
@@ -251,28 +270,12 @@ class Grid {
     return true;
   }
 
-  /** Its threads never go on. */
-  void Abandon() {
-    host->thread = nullptr;
-    for (auto& block : blocks_) {
-      for (unsigned t = 0; t < block->count; t++) {
-        Fiber*& fiber = block->threads[t].fiber;
-        if (!fiber) continue;
-        fiber->Prepare(Live);
-        host->idle.push_back(std::exchange(fiber, nullptr));
-      }
-      pool_.push_back(std::move(block));
-    }
-    blocks_.clear();
-    started_ = launch_.Blocks();
-  }
-
   Launch launch_;
   uint64_t started_ = 0;
   bool moved_ = false;
   std::vector<std::unique_ptr<Block>> blocks_;
-  /** Those that no kernel uses. */
-  inline static std::vector<std::unique_ptr<Block>> pool_;
+  /** Those that no kernel uses; never destroyed, since threads outlive static objects. */
+  inline static std::vector<std::unique_ptr<Block>>& pool_ = *new std::vector<std::unique_ptr<Block>>;
 };
 
 /** How many threads of the block voted. */

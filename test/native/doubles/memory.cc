@@ -1,0 +1,215 @@
+// The emulated devices' memory. All functions take a lock of their own.
+#include "memory.h"
+
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <cstring>
+#include <map>
+#include <mutex>
+#include <random>
+#include <vector>
+
+#include "settings.h"
+
+namespace cuda_double {
+namespace {
+
+constexpr size_t kPage = 4096;
+constexpr size_t kAlign = 256;
+constexpr uint32_t kMagic = 0x72616e6b;
+/** Addresses, and bytes of a file with holes, that a process can ever allocate. */
+constexpr size_t kArena = size_t{1} << 40;
+/** A NaN as float32, float16 and bfloat16, but not all bits set. */
+constexpr uint32_t kPoison = 0x7fc17fc1;
+constexpr std::byte kSlack{0xc5};
+
+struct Shape {
+  uint32_t magic;
+  int32_t process;
+  int32_t file;
+  int32_t device;
+  uint64_t inode;
+  uint64_t at, page_bytes, skipped, bytes;
+};
+static_assert(sizeof(Shape) <= sizeof(IpcHandle));
+
+struct Memory {
+  std::mutex mutex;
+  int file = -1;
+  uint64_t inode = 0;
+  std::byte* arena = nullptr;
+  size_t next = 0;
+  uint64_t ids = 0;
+  std::map<const std::byte*, Allocation*> all;
+  std::vector<uint64_t> used = std::vector<uint64_t>(64);
+
+  bool Open() {
+    if (arena) return true;
+    file = memfd_create("libcuda-double", MFD_CLOEXEC);
+    struct stat about;
+    if (file < 0 || ftruncate(file, kArena) != 0 || fstat(file, &about) != 0) return false;
+    inode = about.st_ino;
+    void* const memory = mmap(nullptr, kArena, PROT_NONE, MAP_SHARED | MAP_NORESERVE, file, 0);
+    if (memory == MAP_FAILED) return false;
+    arena = static_cast<std::byte*>(memory);
+    return true;
+  }
+
+  Allocation* Find(const void* at) {
+    auto it = all.upper_bound(static_cast<const std::byte*>(at));
+    if (it == all.begin()) return nullptr;
+    Allocation* const found = std::prev(it)->second;
+    return at < found->end() ? found : nullptr;
+  }
+
+  void Free(Allocation* a) {
+    all.erase(a->data);
+    if (a->kind == Kind::kImported) {
+      munmap(a->pages, a->page_bytes + kPage);
+      CountUp(kImports, -1);
+      delete a;
+      return;
+    }
+    const auto is_slack = [](std::byte byte) { return byte == kSlack; };
+    if (!std::all_of(a->pages, a->data, is_slack) || !std::all_of(a->data + a->bytes, a->pages + a->page_bytes, is_slack)) {
+      Report("bytes next to %zu bytes of memory at %p were written", a->bytes, static_cast<void*>(a->data));
+    }
+    mprotect(a->pages, a->page_bytes, PROT_NONE);
+    if (fallocate(file, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, a->pages - arena, static_cast<off_t>(a->page_bytes)) != 0) {
+      Report("memory cannot be given back");
+    }
+    if (a->kind == Kind::kDevice) {
+      used[a->device] -= a->bytes;
+      CountUp(kAllocations, -1);
+      CountUp(kBytes, -static_cast<int64_t>(a->bytes));
+    } else {
+      CountUp(kHostAllocations, -1);
+    }
+    delete a;
+  }
+};
+
+Memory& TheMemory() {
+  static Memory* const memory = new Memory;
+  return *memory;
+}
+
+}  // namespace
+
+Allocation* Allocate(Kind kind, int device, size_t bytes) {
+  const uint64_t most = SettingsNow().memory;
+  Memory& memory = TheMemory();
+  const std::lock_guard lock(memory.mutex);
+  if (!memory.Open()) return nullptr;
+  if (kind == Kind::kDevice && (bytes > most || memory.used[device] > most - bytes)) return nullptr;
+  const size_t aligned = (bytes + kAlign - 1) / kAlign * kAlign, page_bytes = (aligned + kPage - 1) / kPage * kPage;
+  if (page_bytes + kPage > kArena - memory.next) return nullptr;
+  std::byte* const pages = memory.arena + memory.next;
+  if (mprotect(pages, page_bytes, PROT_READ | PROT_WRITE) != 0) return nullptr;
+  memory.next += page_bytes + kPage;
+  std::byte* const data = pages + page_bytes - aligned;
+  std::fill(pages, data, kSlack);
+  std::fill(data + bytes, pages + page_bytes, kSlack);
+  for (size_t i = 0; i + 4 <= bytes; i += 4) std::memcpy(data + i, &kPoison, 4);
+  auto* const allocation = new Allocation{data, bytes, kind, device, pages, page_bytes, ++memory.ids, 0, {}};
+  memory.all[data] = allocation;
+  if (kind == Kind::kDevice) {
+    memory.used[device] += bytes;
+    CountUp(kAllocations);
+    CountUp(kBytes, static_cast<int64_t>(bytes));
+  } else {
+    CountUp(kHostAllocations);
+  }
+  return allocation;
+}
+
+void Free(Allocation* allocation) {
+  Memory& memory = TheMemory();
+  const std::lock_guard lock(memory.mutex);
+  memory.Free(allocation);
+}
+
+Allocation* Find(const void* at) {
+  Memory& memory = TheMemory();
+  const std::lock_guard lock(memory.mutex);
+  return memory.Find(at);
+}
+
+bool WasFreed(const void* at) {
+  Memory& memory = TheMemory();
+  const std::lock_guard lock(memory.mutex);
+  const bool ours = memory.arena && at >= memory.arena && at < memory.arena + memory.next;
+  return ours && !memory.Find(at);
+}
+
+uint64_t BytesUsed(int device) {
+  Memory& memory = TheMemory();
+  const std::lock_guard lock(memory.mutex);
+  return memory.used[device];
+}
+
+void FreeAllOf(int device) {
+  Memory& memory = TheMemory();
+  const std::lock_guard lock(memory.mutex);
+  std::vector<Allocation*> of;
+  for (const auto& [at, allocation] : memory.all) {
+    if (allocation->kind == Kind::kDevice && allocation->device == device) of.push_back(allocation);
+  }
+  for (Allocation* allocation : of) memory.Free(allocation);
+}
+
+void Describe(const Allocation& a, IpcHandle* handle) {
+  Memory& memory = TheMemory();
+  const Shape shape{kMagic,
+                    getpid(),
+                    memory.file,
+                    a.device,
+                    memory.inode,
+                    static_cast<uint64_t>(a.pages - memory.arena),
+                    a.page_bytes,
+                    static_cast<uint64_t>(a.data - a.pages),
+                    a.bytes};
+  *handle = {};
+  std::memcpy(handle, &shape, sizeof shape);
+}
+
+Result Import(const IpcHandle& handle, Allocation** allocation) {
+  Shape shape;
+  std::memcpy(&shape, &handle, sizeof shape);
+  if (shape.magic != kMagic) return kInvalidValue;
+  if (shape.process == getpid()) return kInvalidContext;  // as a real driver says it
+  Memory& memory = TheMemory();
+  const std::lock_guard lock(memory.mutex);
+  for (const auto& [at, known] : memory.all) {
+    if (known->kind != Kind::kImported || std::memcmp(&known->handle, &handle, sizeof handle) != 0) continue;
+    known->uses++;
+    *allocation = known;
+    return kSuccess;
+  }
+  char name[64];
+  std::snprintf(name, sizeof name, "/proc/%d/fd/%d", shape.process, shape.file);
+  const int file = open(name, O_RDWR | O_CLOEXEC);
+  struct stat about;
+  if (file < 0 || fstat(file, &about) != 0 || about.st_ino != shape.inode) {
+    if (file >= 0) close(file);
+    return kInvalidHandle;  // the process has ended, or is another one
+  }
+  void* const room = mmap(nullptr, shape.page_bytes + kPage, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  void* const mapped = room == MAP_FAILED ? MAP_FAILED
+                                          : mmap(room, shape.page_bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, file,
+                                                 static_cast<off_t>(shape.at));
+  close(file);
+  if (mapped == MAP_FAILED) return kOutOfMemory;
+  auto* const pages = static_cast<std::byte*>(mapped);
+  *allocation = new Allocation{pages + shape.skipped, shape.bytes, Kind::kImported, shape.device, pages, shape.page_bytes, ++memory.ids, 1, handle};
+  memory.all[(*allocation)->data] = *allocation;
+  CountUp(kImports);
+  return kSuccess;
+}
+
+}  // namespace cuda_double

@@ -1,0 +1,47 @@
+// Memory of the emulated devices: in one file without a name, so that other processes can map what a handle describes.
+//
+// No address is given twice. What lies behind an allocation, and what was freed, cannot be touched; the slack that alignment leaves is looked
+// at when memory is freed. New memory is filled with NaN of every float type.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+
+#include "types.h"
+
+namespace cuda_double {
+
+enum class Kind { kDevice, kPinned, kImported };
+
+struct Allocation {
+  std::byte* data;
+  size_t bytes;
+  Kind kind;
+  int device;
+  /** What is mapped for it. */
+  std::byte* pages;
+  size_t page_bytes;
+  uint64_t id;
+  /** Of imported memory: how often it was opened, and the handle. */
+  int uses;
+  IpcHandle handle;
+  const std::byte* end() const { return data + bytes; }
+};
+
+/** `device` is the owner's; of pinned memory, -1. Null where none is left. */
+Allocation* Allocate(Kind kind, int device, size_t bytes);
+/** Takes it back; reports bytes next to it that were written. */
+void Free(Allocation* allocation);
+/** The allocation that holds an address; null for none. */
+Allocation* Find(const void* at);
+/** Whether the address was one of the devices' and is none now. */
+bool WasFreed(const void* at);
+/** Bytes of a device that are allocated. */
+uint64_t BytesUsed(int device);
+/** Frees what is left of a device's memory. */
+void FreeAllOf(int device);
+
+void Describe(const Allocation& allocation, IpcHandle* handle);
+/** Maps another process's memory. */
+Result Import(const IpcHandle& handle, Allocation** allocation);
+
+}  // namespace cuda_double
