@@ -3,11 +3,12 @@ import type { DType } from '../core/dtype.ts'
 import { ArgumentError, BackendUnavailableError, invalidArgument, RankFailedError } from '../core/errors.ts'
 import type { Shape } from '../core/shape.ts'
 import { Tensor } from '../core/tensor.ts'
+import { CudaDevice } from '../device/cuda/device.ts'
 import type { Device } from '../device/device.ts'
 import { EngineDevice } from '../device/engine/device.ts'
 import { WebGpuDevice } from '../device/webgpu/device.ts'
 import { CudaComm } from './cuda/comm.ts'
-import { isCuda, type Reach, reachOf } from './cuda/device.ts'
+import { type Reach, reachOf } from './cuda/reach.ts'
 import type {
   AllReduceOptions,
   AllToAllOptions,
@@ -102,7 +103,7 @@ type MakeComm = (host: GroupHost, device: Device) => DeviceComm | Promise<Device
 /** Null of devices of other kinds. */
 function reach(device: Device | DeviceOutline): Reach | null {
   if ('reach' in device) return device.reach
-  return isCuda(device) ? reachOf(device) : null
+  return device instanceof CudaDevice ? reachOf(device) : null
 }
 
 /** Over peers' memory, or, where the driver then refuses that on some rank, through the host's. */

@@ -3,6 +3,7 @@
 // as in StagedComm.
 import { BackendUnavailableError, invalidArgument } from '../../core/errors.ts'
 import type { Tensor } from '../../core/tensor.ts'
+import { CudaDevice } from '../../device/cuda/device.ts'
 import type { Device } from '../../device/device.ts'
 import { LocalChannels, WireChannels } from '../channels.ts'
 import type { AllReduceOptions, FusedNorm, GatherVOptions, ReduceOp, ScatterVOptions } from '../device-comm.ts'
@@ -15,13 +16,13 @@ import { StagedComm } from '../staged/comm.ts'
 import { fusionEngine } from '../staged/fusion.ts'
 import { type FarDevice, type Operand, StagedGroup, type Staging } from '../staged/group.ts'
 import type { Wire } from '../wire.ts'
-import { type CudaDevice, isCuda, type Reach, reachOf } from './device.ts'
 import { cudaFusion } from './fusion.ts'
 import { CudaGroup } from './group.ts'
 import type { Member } from './member.ts'
 import { PeerMemory } from './memory.ts'
 import { allGather, allGatherV, broadcast, broadcastInto, gather } from './move.ts'
 import { MOST_BLOCKS, MOST_RANKS, type PeerRoom, roomFor } from './plan.ts'
+import { type Reach, reachOf } from './reach.ts'
 import { adds, allReduce, allReduceResidualBiasRMSNorm, norms, reduce, reduceScatter, reduceScatterV } from './reduce.ts'
 import { rowsFit } from './rows.ts'
 import { Told } from './told.ts'
@@ -86,10 +87,10 @@ export class CudaComm extends StagedComm {
   static override async create(host: GroupHost, device: Device, room: PeerRoom = roomFor(host.size)): Promise<CudaComm> {
     let memory: PeerMemory | undefined
     let entering: Entering | undefined
-    if (isCuda(device)) await PeerMemory.sweep(device.engine)
+    if (device instanceof CudaDevice) await PeerMemory.sweep(device.engine)
     try {
       const enter = (): Entering => {
-        if (!isCuda(device)) throw invalidArgument('device', 'a CUDA device', device)
+        if (!(device instanceof CudaDevice)) throw invalidArgument('device', 'a CUDA device', device)
         memory = new PeerMemory(device, room, host.size)
         return { device, memory, exported: memory.exported(), reach: reachOf(device) }
       }

@@ -2,9 +2,9 @@
 // kernels tell the host.
 import type { CudaEngine } from '../../core/addon.ts'
 import { OutOfMemoryError } from '../../core/errors.ts'
+import type { CudaDevice } from '../../device/cuda/device.ts'
 import { Block, type EngineStorage } from '../../device/engine/memory.ts'
 import type { Operand as Place } from '../../device/engine/queue.ts'
-import type { CudaDevice } from './device.ts'
 import { ALARM_AT, LEFT_AT, type PeerRoom, packetsAt, workspaceBytes } from './plan.ts'
 
 /** Bits of what a kernel tells, above one for each rank that did not arrive; see native/cuda/peer_arguments.h. */
