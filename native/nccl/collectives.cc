@@ -238,19 +238,18 @@ void Run(const std::vector<Issue>& issues) {
       communicator->pending_.push_back({std::move(passed), After(collective.timeout_ms), collective.timeout_ms, kNames[collective.kind]});
     }
   };
-  const auto end = [&](const std::string& why) {
+  const auto end = [&](const Error& why) {
     issuing(false);
     uses.clear();
     for (const auto& issue : issues) issue.communicator->Break(why);
+    throw why;
   };
   try {
     run();
   } catch (const Error& error) {
-    end(error.what());
-    throw;
+    end(error);
   } catch (const std::exception& error) {
-    end(error.what());
-    throw Error(kUnhandledCudaError, error.what(), -1);
+    end(Error(kUnhandledCudaError, error.what(), -1));
   }
   issuing(false);
 }

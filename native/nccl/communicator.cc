@@ -42,7 +42,7 @@ void Communicator::Split(std::shared_ptr<Communicator> parent, int color, int ke
             SplitNow(*parent, color, key, deadline);
           } catch (const Error& error) {
             // A split that one rank has given up leaves the parent in the middle of it.
-            if (error.code != kInvalidUsage) parent->Break(error.what());
+            if (error.code != kInvalidUsage) parent->Break(error);
             throw;
           }
         },
@@ -54,17 +54,16 @@ void Communicator::Close(Deadline deadline) {
   Do([this, deadline] { CloseNow(deadline); });
 }
 
-void Communicator::Abort(const std::string& why) { Break(why); }
+void Communicator::Abort(const std::string& why) { Break(Error(kInternalError, why, rank_)); }
 
 bool Communicator::Ended(Deadline deadline) {
   std::unique_lock lock(mutex_);
   return changed_.wait_until(lock, deadline, [this] { return ended_; });
 }
 
-size_t Communicator::UnderWay() {
-  ForgetPassed();
+std::optional<Error> Communicator::failure() {
   const std::lock_guard lock(mutex_);
-  return pending_.size();
+  return failure_;
 }
 
 size_t Communicator::unfinished() {
@@ -81,7 +80,7 @@ void Communicator::Do(std::function<void()> task) {
   changed_.notify_all();
 }
 
-void Communicator::Break(const std::string& why) {
+void Communicator::Break(const Error& why) {
   {
     const std::lock_guard lock(mutex_);
     if (ending_ || broken_.exchange(true)) return;
@@ -120,12 +119,12 @@ void Communicator::Begin(const std::function<void()>& join, const Done& done) {
     driver_->Activate();
     join();
   } catch (const Error& error) {
-    Break(error.what());
+    Break(error);
     done(&error);
     return;
   } catch (const std::exception& thrown) {
     const Error error(kUnhandledCudaError, thrown.what(), rank_);
-    Break(error.what());
+    Break(error);
     done(&error);
     return;
   }
@@ -198,7 +197,7 @@ void Communicator::Await(Comm comm, const char* function, Deadline deadline) {
   for (auto pause = microseconds(20);; pause = std::min<microseconds>(pause * 2, milliseconds(1))) {
     if (broken_) {
       const std::lock_guard lock(mutex_);
-      throw Error(kInternalError, std::string(function) + " of rank " + std::to_string(rank_) + ": given up, as the group has ended: " + failure_, rank_);
+      throw Error(kInternalError, std::string(function) + " of rank " + std::to_string(rank_) + ": given up, as the group has ended: " + failure_->what(), rank_);
     }
     Result state = kSuccess;
     library_.Call(library_.CommGetAsyncError, rank_, comm, &state);
@@ -229,13 +228,11 @@ void Communicator::CloseNow(Deadline deadline) {
       library_.Call(library_.CommDestroy, rank_, comm);
     }
   } catch (const std::exception& error) {
-    Break(error.what());
+    Break(Error(kInternalError, error.what(), rank_));
     return;
   }
   const std::lock_guard lock(mutex_);
-  if (broken_) return;
-  if (failure_.empty()) failure_ = "it was closed";
-  broken_ = true;
+  if (broken_.exchange(true)) return;
   ending_ = true;
 }
 
@@ -291,10 +288,10 @@ void Communicator::Fail(const Error& error) {
   {
     const std::lock_guard lock(mutex_);
     if (broken_.exchange(true)) return;
-    failure_ = error.what();
+    failure_ = error;
   }
+  on_failure_(error);
   AbortNow();
-  on_failure_(error, unfinished());
 }
 
 void Communicator::ForgetPassed() {
@@ -305,7 +302,7 @@ void Communicator::ForgetPassed() {
 Comm Communicator::Open() {
   if (!broken_ && comm_) return comm_;
   const std::lock_guard lock(mutex_);
-  throw Error(kInvalidUsage, "NCCL's communicator of rank " + std::to_string(rank_) + " is of no more use: " + (failure_.empty() ? "it has not joined a group" : failure_),
+  throw Error(kInvalidUsage, "NCCL's communicator of rank " + std::to_string(rank_) + " is of no more use: " + (failure_ ? failure_->what() : comm_ ? "it is closing" : "it has joined no group, or left it"),
               rank_);
 }
 

@@ -7,6 +7,7 @@
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <set>
 #include <string>
 #include <thread>
@@ -87,8 +88,8 @@ void Run(const std::vector<Issue>& issues);
 
 class Communicator : public std::enable_shared_from_this<Communicator> {
  public:
-  /** Called at most once, on the communicator's thread, when it has failed by itself: how, and how many of its collectives had not ended. */
-  using OnFailure = std::function<void(const Error&, size_t unfinished)>;
+  /** Called at most once, on the communicator's thread, when it has failed by itself. */
+  using OnFailure = std::function<void(const Error&)>;
   /** Called on the communicator's thread: an error, or none. */
   using Done = std::function<void(const Error*)>;
 
@@ -108,9 +109,9 @@ class Communicator : public std::enable_shared_from_this<Communicator> {
   void Abort(const std::string& why);
   /** Waits until it has ended, behind Close or Abort; false where it has not in time. */
   bool Ended(Deadline deadline);
-  /** Collectives that have not ended. */
-  size_t UnderWay();
-  /** Of those, the ones that an abort or a failure has ended. */
+  /** What has failed, from before the moment on when what is under way stops. */
+  std::optional<Error> failure();
+  /** Collectives that had not ended when it failed or was aborted. */
   size_t unfinished();
 
   /** A reduction that multiplies what this rank brings by `scalar`, then adds. @throws Error */
@@ -147,7 +148,7 @@ class Communicator : public std::enable_shared_from_this<Communicator> {
   void AbortNow();
   void Fail(const Error& error);
   /** As Abort, and no more than once. */
-  void Break(const std::string& why);
+  void Break(const Error& why);
   void ForgetPassed();
   void Call(const Collective& collective, Stream stream);
   /** @throws Error where it is of no more use. With `use_` held. */
@@ -175,7 +176,7 @@ class Communicator : public std::enable_shared_from_this<Communicator> {
   std::deque<Pending> pending_;
   /** Until when a collective that is being given to NCCL may take for that. */
   Deadline issuing_ = Deadline::max();
-  std::string failure_;
+  std::optional<Error> failure_;
   size_t unfinished_ = 0;
   bool ending_ = false;
   bool ended_ = false;

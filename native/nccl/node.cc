@@ -112,9 +112,9 @@ struct Kept {
   std::shared_ptr<std::map<uint32_t, void*>> registrations = std::make_shared<std::map<uint32_t, void*>>();
 };
 
-Napi::Value NewObject(Napi::Env env, const Kept& kept);
+Napi::Object NewObject(Napi::Env env, const Kept& kept);
 
-/** A communicator that tells `on_failure(error, unfinished)` once, where it fails by itself. */
+/** A communicator that tells `on_failure(error)` once, where it fails by itself. */
 Kept New(const Shared& environment, const std::shared_ptr<cuda::Engine>& engine, Napi::Object options, Napi::Value on_failure) {
   const auto env = options.Env();
   const auto size = IntegerOf(options.Get("size"), "size", 1, kMostRanks);
@@ -122,9 +122,9 @@ Kept New(const Shared& environment, const std::shared_ptr<cuda::Engine>& engine,
   if (!on_failure.IsFunction()) throw Napi::TypeError::New(env, "onFailure must be a function");
   const auto callback = std::make_shared<Napi::FunctionReference>(Napi::Persistent(on_failure.As<Napi::Function>()));
   callback->SuppressDestruct();  // the last to drop it may be a thread
-  const auto failed = [environment, callback](const Error& error, size_t unfinished) {
-    environment->Tell([callback, error, unfinished](Napi::Env env) {
-      if (!callback->IsEmpty()) callback->Call({ToError(env, error).Value(), Napi::Number::New(env, static_cast<double>(unfinished))});
+  const auto failed = [environment, callback](const Error& error) {
+    environment->Tell([callback, error](Napi::Env env) {
+      if (!callback->IsEmpty()) callback->Call({ToError(env, error).Value()});
       callback->Reset();
     });
   };
@@ -134,24 +134,20 @@ Kept New(const Shared& environment, const std::shared_ptr<cuda::Engine>& engine,
   return {environment, driver, engine, made, callback};
 }
 
-/** A promise of what `result` makes once `kept` has joined. */
-template <typename Result>
-std::pair<Napi::Value, Communicator::Done> Promised(Napi::Env env, const Kept& kept, Result result) {
+/** What settles `joined`, a promise, once `kept` has joined its group. */
+Communicator::Done Joins(Napi::Env env, const Kept& kept, Napi::Object object) {
   const auto deferred = Napi::Promise::Deferred::New(env);
+  object.Set("joined", deferred.Promise());
   kept.environment->Await(env);
-  const auto done = [kept, deferred, result](const Error* error) {
+  return [environment = kept.environment, failed = kept.failed, deferred](const Error* error) {
     const auto failure = error ? std::make_shared<Error>(*error) : nullptr;
-    kept.environment->Tell([kept, deferred, result, failure](Napi::Env env) {
-      kept.environment->Settled(env);
-      if (failure) {
-        kept.failed->Reset();
-        deferred.Reject(ToError(env, *failure).Value());
-      } else {
-        deferred.Resolve(result(env, kept));
-      }
+    environment->Tell([environment, failed, deferred, failure](Napi::Env env) {
+      environment->Settled(env);
+      if (!failure) return deferred.Resolve(env.Undefined());
+      failed->Reset();
+      deferred.Reject(ToError(env, *failure).Value());
     });
   };
-  return {deferred.Promise(), done};
 }
 
 std::shared_ptr<cuda::Engine> EngineOf(const Kept& kept) {
@@ -162,19 +158,13 @@ std::shared_ptr<cuda::Engine> EngineOf(const Kept& kept) {
 
 Napi::Value Split(const Napi::CallbackInfo& info, const Kept& kept) {
   const auto options = ObjectOf(info[0], "options");
-  const bool none = options.Get("color").IsNull();
-  const auto color = none ? kNoColor : IntegerOf(options.Get("color"), "color", 0, kMostRanks);
+  const auto color = options.Get("color").IsNull() ? kNoColor : IntegerOf(options.Get("color"), "color", 0, kMostRanks);
   const auto key = IntegerOf(options.Get("rank"), "rank", 0, kMostRanks);
   const auto deadline = After(options.Get("timeoutMs").ToNumber().DoubleValue());
   const Kept part = New(kept.environment, EngineOf(kept), options, info[1]);
-  const auto [promise, done] = Promised(info.Env(), part, [none](Napi::Env env, const Kept& part) -> Napi::Value {
-    if (!none) return NewObject(env, part);
-    part.failed->Reset();
-    part.communicator->Close(Clock::now());
-    return env.Null();
-  });
-  part.communicator->Split(kept.communicator, static_cast<int>(color), static_cast<int>(key), deadline, done);
-  return promise;
+  auto object = NewObject(info.Env(), part);
+  part.communicator->Split(kept.communicator, static_cast<int>(color), static_cast<int>(key), deadline, Joins(info.Env(), part, object));
+  return object;
 }
 
 Napi::Value Register(const Napi::CallbackInfo& info, const Kept& kept) {
@@ -201,7 +191,7 @@ Napi::Value ScaledSum(const Napi::CallbackInfo& info, const Kept& kept) {
   return Napi::Number::New(info.Env(), kept.communicator->CreateScaledSum(info[0].ToNumber().DoubleValue(), type));
 }
 
-Napi::Value NewObject(Napi::Env env, const Kept& kept) {
+Napi::Object NewObject(Napi::Env env, const Kept& kept) {
   auto object = Napi::Object::New(env);
   /** What it throws comes with NCCL's result and the rank. */
   const auto add = [&](const char* name, auto call) {
@@ -231,7 +221,10 @@ Napi::Value NewObject(Napi::Env env, const Kept& kept) {
         delete communicator;
       },
       held);
-  add("underWay", [](const Napi::CallbackInfo& info, const Kept& kept) { return Napi::Number::New(info.Env(), static_cast<double>(kept.communicator->UnderWay())); });
+  add("failure", [](const Napi::CallbackInfo& info, const Kept& kept) -> Napi::Value {
+    const auto failure = kept.communicator->failure();
+    return failure ? ToError(info.Env(), *failure).Value() : info.Env().Null();
+  });
   add("split", Split);
   add("register", Register);
   add("deregister", nothing(Deregister));
@@ -256,9 +249,9 @@ Napi::Value Create(const Napi::CallbackInfo& info, const Shared& environment) {
   if (id.length != sizeof unique) throw Napi::RangeError::New(env, "id must have " + std::to_string(sizeof unique) + " bytes");
   std::memcpy(unique.bytes, id.data, sizeof unique);
   const Kept kept = New(environment, CudaEngineOf(options.Get("engine")), options, info[1]);
-  const auto [promise, done] = Promised(env, kept, [](Napi::Env env, const Kept& kept) { return NewObject(env, kept); });
-  kept.communicator->Join(unique, After(options.Get("timeoutMs").ToNumber().DoubleValue()), done);
-  return promise;
+  auto object = NewObject(env, kept);
+  kept.communicator->Join(unique, After(options.Get("timeoutMs").ToNumber().DoubleValue()), Joins(env, kept, object));
+  return object;
 }
 
 }  // namespace

@@ -105,6 +105,8 @@ export interface Engine {
   createProgram?(parts: readonly { queue: number; words: Float64Array; count: number }[]): EngineProgram
   /** A queue, with a thread of its own where it is native: on processor `core` of those this process may use, or on any (-1). */
   createQueue(core: number): EngineQueue
+  /** Behind `close` of its queues, and where there is no memory of its left: waits for what runs and lets go of everything. */
+  close?(): void
 }
 
 /** One whose memory JavaScript sees. */
@@ -181,13 +183,15 @@ export interface NcclError extends Error {
 export interface NcclCommunicator {
   /** By which commands name it. */
   readonly number: number
-  /** Collectives that have been given to NCCL and have not ended. */
-  underWay(): number
-  /** A part of the group, of which this becomes rank `rank`; all ranks call it, those without a part with color null. @throws NcclError */
+  /** Resolves once all ranks have joined the group, of which this one is of use then. @throws NcclError */
+  readonly joined: Promise<void>
+  /** What has failed, from before the moment on when what is under way stops. */
+  failure(): NcclError | null
+  /** A part of the group, of which this becomes rank `rank`; all ranks call it, those without a part with color null. */
   split(
     options: { color: number | null; rank: number; size: number; timeoutMs: number },
-    onFailure: (error: NcclError, unfinished: number) => void,
-  ): Promise<NcclCommunicator | null>
+    onFailure: (error: NcclError) => void,
+  ): NcclCommunicator
   /** Has NCCL know a block of the engine; by a window where `symmetric`, which all ranks make alike. Gives its number. @throws NcclError */
   register(block: number, symmetric: boolean): number
   deregister(registration: number): void
@@ -207,13 +211,13 @@ export interface Nccl {
   /** 128 bytes that all ranks of a new group are given. @throws NcclError */
   uniqueId(): Uint8Array<ArrayBuffer>
   /**
-   * Resolves once all ranks have joined, on a thread of its own. `onFailure` is called at most once, when the communicator has failed by itself or a
-   * collective has passed its deadline: with how many of them had not ended. @throws NcclError
+   * Has a thread of its own, on which it joins the group. `onFailure` is called at most once, when the communicator has failed by itself or a
+   * collective has passed its deadline.
    */
   createCommunicator(
     options: { engine: CudaEngine; rank: number; size: number; id: Uint8Array; timeoutMs: number },
-    onFailure: (error: NcclError, unfinished: number) => void,
-  ): Promise<NcclCommunicator>
+    onFailure: (error: NcclError) => void,
+  ): NcclCommunicator
   /** The collectives that queues of this thread are given from now on wait for `end`. */
   begin(): void
   /** Gives them to NCCL as one group, in stream order, or forgets them. What one rank cannot do ends all these communicators. @throws NcclError */

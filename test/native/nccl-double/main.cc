@@ -54,9 +54,8 @@ Rank Join(const UniqueId& id, int rank, int size, int ms = 20000) {
   static std::atomic<uintptr_t> streams = 1;
   Rank made;
   made.stream = reinterpret_cast<Stream>(streams++);
-  made.comm = Communicator::New(Library::Open(), std::make_shared<Plain>(), rank, size, [failed = made.failed](const Error& error, size_t unfinished) {
-    failed->set_value(std::string(error.what()) + " [" + std::to_string(error.code) + ", " + std::to_string(unfinished) + " unfinished]");
-  });
+  made.comm = Communicator::New(Library::Open(), std::make_shared<Plain>(), rank, size,
+                                [failed = made.failed](const Error& error) { failed->set_value(std::string(error.what()) + " [" + std::to_string(error.code) + "]"); });
   const auto promise = std::make_shared<std::promise<std::string>>();
   made.joined = promise->get_future();
   made.comm->Join(id, In(ms), [promise](const Error* error) { promise->set_value(error ? error->what() : ""); });
@@ -317,7 +316,7 @@ void Splits(unsigned seed) {
     for (int rank = 0; rank < 4; rank++) {
       Rank part;
       part.stream = ranks[static_cast<size_t>(rank)].stream;
-      part.comm = Communicator::New(Library::Open(), std::make_shared<Plain>(), 1 - rank / 2, 2, [](const Error&, size_t) {});
+      part.comm = Communicator::New(Library::Open(), std::make_shared<Plain>(), 1 - rank / 2, 2, [](const Error&) {});
       const auto promise = std::make_shared<std::promise<std::string>>();
       part.joined = promise->get_future();
       // Keys turn the order around.
@@ -398,6 +397,7 @@ void Absent(unsigned) {
   auto ranks = GroupOf(2);
   Run({{ranks[0].comm, Sum(&x, &y, 300), ranks[0].stream}});
   std::printf("rank 0 failed: %s\n", ranks[0].failed->get_future().get().c_str());
+  Expect(ranks[0].comm->failure().has_value() && !ranks[1].comm->failure(), "it is not known which communicator has failed");
   ranks[1].comm->Abort("the other one has failed");
   ranks = GroupOf(2);
   Run({{ranks[1].comm, Sum(&x, &y, 60000), ranks[1].stream}});
