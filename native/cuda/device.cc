@@ -12,7 +12,9 @@ std::shared_ptr<Device> Device::Open(int index) {
     throw Unavailable("there is no CUDA device " + std::to_string(index) + ": the driver sees " + std::to_string(driver.devices()));
   const std::lock_guard lock(mutex);
   auto& known = devices[{&driver, index}];
-  if (auto device = known.lock()) return device;
+  const auto before = known.lock();
+  if (before && !before->lost_) return before;
+  if (before) driver.Check(driver.cuDevicePrimaryCtxReset_v2(before->handle_), "cuDevicePrimaryCtxReset");
   const std::shared_ptr<Device> device(new Device(driver, index));
   known = device;
   return device;
@@ -33,8 +35,7 @@ Device::Device(const Driver& of, int index) : driver(of), info(InfoOf(of, index)
 
 Device::~Device() {
   // Where the process ends, the driver may have gone before; what these return does not matter.
-  driver.cuCtxSetCurrent(context_);
-  driver.cuModuleUnload(module_);
+  if (TryEnter()) driver.cuModuleUnload(module_);
   driver.cuDevicePrimaryCtxRelease_v2(handle_);
 }
 
@@ -65,8 +66,7 @@ DeviceBlock::DeviceBlock(std::shared_ptr<Device> on, size_t size) : device(std::
 }
 
 DeviceBlock::~DeviceBlock() {
-  device->driver.cuCtxSetCurrent(device->context());
-  device->driver.cuMemFree_v2(PointerOf(data));
+  if (device->TryEnter()) device->driver.cuMemFree_v2(PointerOf(data));
 }
 
 PinnedBlock::PinnedBlock(std::shared_ptr<Device> on, size_t size) : device(std::move(on)) {
@@ -78,8 +78,7 @@ PinnedBlock::PinnedBlock(std::shared_ptr<Device> on, size_t size) : device(std::
 }
 
 PinnedBlock::~PinnedBlock() {
-  device->driver.cuCtxSetCurrent(device->context());
-  device->driver.cuMemFreeHost(data);
+  if (device->TryEnter()) device->driver.cuMemFreeHost(data);
 }
 
 ImportedBlock::ImportedBlock(std::shared_ptr<Device> on, const IpcHandle& handle, size_t size) : device(std::move(on)) {
@@ -91,8 +90,7 @@ ImportedBlock::ImportedBlock(std::shared_ptr<Device> on, const IpcHandle& handle
 }
 
 ImportedBlock::~ImportedBlock() {
-  device->driver.cuCtxSetCurrent(device->context());
-  device->driver.cuIpcCloseMemHandle(PointerOf(data));
+  if (device->TryEnter()) device->driver.cuIpcCloseMemHandle(PointerOf(data));
 }
 
 Event::Event(std::shared_ptr<Device> device, unsigned flags) : device_(std::move(device)) {
@@ -100,8 +98,7 @@ Event::Event(std::shared_ptr<Device> device, unsigned flags) : device_(std::move
 }
 
 Event::~Event() {
-  device_->driver.cuCtxSetCurrent(device_->context());
-  device_->driver.cuEventDestroy_v2(handle_);
+  if (device_->TryEnter()) device_->driver.cuEventDestroy_v2(handle_);
 }
 
 bool Event::Passed() const {

@@ -1,5 +1,6 @@
 // A CUDA device as this process has it: its context, its kernels, and memory of kinds that commands use.
 #pragma once
+#include <atomic>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -13,12 +14,14 @@ namespace rankmesh::cuda {
 
 class Device : public std::enable_shared_from_this<Device> {
  public:
-  /** Opened once for as long as somebody uses it. Throws Unavailable where there is none of this number or no kernels for it. */
+  /** Opened once for as long as somebody uses it and it is not lost. Throws Unavailable where there is none of this number or no kernels for it. */
   static std::shared_ptr<Device> Open(int index);
   Device(const Device&) = delete;
   ~Device();
 
-  /** Makes this device the one that calls of this thread are for. */
+  /** Makes this device the one that calls of this thread are for; false where it is lost. Gives no errors. */
+  bool TryEnter() const noexcept { return !lost_ && driver.cuCtxSetCurrent(context_) == kSuccess; }
+  /** The same. Throws CudaError. */
   void Enter() const { driver.Check(driver.cuCtxSetCurrent(context_), "cuCtxSetCurrent"); }
 
   /** A kernel by the name it has in the kernels' file, ready to be given `shared_bytes` of dynamic shared memory. Of any thread. */
@@ -28,6 +31,10 @@ class Device : public std::enable_shared_from_this<Device> {
   void EnablePeer(const Device& peer);
 
   ContextHandle context() const { return context_; }
+
+  /** The context is of no more use; what is freed has gone with it. Who opens the device next gets a new one. */
+  void Lose() { lost_ = true; }
+  bool lost() const { return lost_; }
 
   const Driver& driver;
   const DeviceInfo info;
@@ -40,6 +47,7 @@ class Device : public std::enable_shared_from_this<Device> {
     unsigned shared_bytes = 0;
   };
 
+  std::atomic<bool> lost_ = false;
   DeviceHandle handle_ = 0;
   ContextHandle context_ = nullptr;
   ModuleHandle module_ = nullptr;

@@ -68,6 +68,13 @@ void Driver::Fail(Result result, const std::string& what) const {
   throw CudaError(result, what + ": " + name + " (" + std::to_string(result) + ", " + text + ")");
 }
 
+bool CudaError::Lasting() const {
+  // An uncorrectable memory error, an illegal address, a timeout, a destroyed context, an assertion, faults of the hardware and of launches.
+  for (const Result lasting : {214, 700, 702, 709, 710, 714, 715, 716, 717, 718, 719, 999})
+    if (result == lasting) return true;
+  return false;
+}
+
 DeviceInfo InfoOf(const Driver& driver, int index) {
   DeviceInfo info{index, {}, {}, {0, 0}, 0, 0};
   DeviceHandle device = 0;

@@ -63,6 +63,7 @@ constexpr int kCaptureRelaxed = 2;
   F(cuDeviceCanAccessPeer, (int* can, DeviceHandle device, DeviceHandle peer))                                                                     \
   F(cuDevicePrimaryCtxRetain, (ContextHandle * context, DeviceHandle device))                                                                      \
   F(cuDevicePrimaryCtxRelease_v2, (DeviceHandle device))                                                                                           \
+  F(cuDevicePrimaryCtxReset_v2, (DeviceHandle device))                                                                                             \
   F(cuCtxSetCurrent, (ContextHandle context))                                                                                                      \
   F(cuCtxEnablePeerAccess, (ContextHandle peer, unsigned flags))                                                                                   \
   F(cuModuleLoadData, (ModuleHandle * module, const void* image))                                                                                  \
@@ -101,6 +102,8 @@ constexpr int kCaptureRelaxed = 2;
 /** A call that failed, with the driver's name and text for it. */
 struct CudaError : std::runtime_error {
   CudaError(Result code, const std::string& text) : std::runtime_error(text), result(code) {}
+  /** Whether the device's context is of no more use: all calls give this from now on. */
+  bool Lasting() const;
   const Result result;
 };
 

@@ -32,25 +32,35 @@ Exports& TheExports() {
 
 }  // namespace
 
-Engine::Engine(int index) : device(Device::Open(index)) {
-  device->Enter();
-  blas = Blas::Open(device, no_blas);
-  traits.multiprocessors = device->info.multiprocessors;
+Engine::Engine(int index) : device_(Device::Open(index)) {
+  device_->Enter();
+  blas = Blas::Open(device_, no_blas);
+  traits.multiprocessors = device_->info.multiprocessors;
   traits.cublaslt = blas != nullptr;
-  word_ = std::make_unique<PinnedBlock>(device, sizeof(uint32_t));
-  device->driver.Check(device->driver.cuStreamCreate(&side_, kStreamNonBlocking), "cuStreamCreate");
+  word_ = std::make_unique<PinnedBlock>(device_, sizeof(uint32_t));
+  device_->driver.Check(device_->driver.cuStreamCreate(&side_, kStreamNonBlocking), "cuStreamCreate");
 }
 
-Engine::~Engine() {
-  const Driver& driver = device->driver;
-  driver.cuCtxSetCurrent(device->context());
-  for (const auto& queue : queues) driver.cuStreamSynchronize(static_cast<Stream*>(queue.get())->handle());
+void Engine::Close() {
+  if (!device_) return;
+  const Driver& driver = device_->driver;
+  if (device_->TryEnter())
+    for (const auto& queue : queues) driver.cuStreamSynchronize(static_cast<Stream*>(queue.get())->handle());
   retired_.clear();
   meetings.clear();
-  queues.clear();
+  // What JavaScript still holds of streams is empty then.
+  for (const auto& queue : queues) static_cast<Stream*>(queue.get())->Close();
   blocks.clear();
-  driver.cuCtxSetCurrent(device->context());
-  if (side_) driver.cuStreamDestroy_v2(side_);
+  blas.reset();
+  word_.reset();
+  for (Piece& piece : pieces_) piece = {};
+  if (side_ && device_->TryEnter()) driver.cuStreamDestroy_v2(side_);
+  device_.reset();
+}
+
+const std::shared_ptr<Device>& Engine::device() const {
+  if (!device_) throw Unavailable("the device was disposed");
+  return device_;
 }
 
 uint32_t Engine::Keep(std::shared_ptr<engine::Block> block) {
@@ -59,21 +69,21 @@ uint32_t Engine::Keep(std::shared_ptr<engine::Block> block) {
 }
 
 uint32_t Engine::Allocate(size_t bytes) {
-  device->Enter();
+  device()->Enter();
   Release(false);
   try {
-    return Keep(std::make_shared<DeviceBlock>(device, bytes));
+    return Keep(std::make_shared<DeviceBlock>(device_, bytes));
   } catch (const CudaError& error) {
     if (error.result != kOutOfMemory || retired_.empty()) throw;
     Release(true);
-    return Keep(std::make_shared<DeviceBlock>(device, bytes));
+    return Keep(std::make_shared<DeviceBlock>(device_, bytes));
   }
 }
 
 uint32_t Engine::AllocateHost(size_t bytes) {
-  device->Enter();
+  device()->Enter();
   Release(false);
-  return Keep(std::make_shared<PinnedBlock>(device, bytes));
+  return Keep(std::make_shared<PinnedBlock>(device_, bytes));
 }
 
 void Engine::Free(uint32_t id) {
@@ -85,30 +95,31 @@ void Engine::Free(uint32_t id) {
 }
 
 void Engine::Retire(std::shared_ptr<void> unused) {
-  device->Enter();
+  if (!device_) return;
+  device_->Enter();
   if (retired_.empty() || retired_.back().submits != submits_) {
     Retired retired{{}, {}, submits_};
     try {
       for (const auto& queue : queues) {
-        retired.events.push_back(std::make_unique<Event>(device, kEventUntimed));
+        retired.events.push_back(std::make_unique<Event>(device_, kEventUntimed));
         retired.events.back()->Record(static_cast<Stream*>(queue.get())->handle());
       }
     } catch (const CudaError& error) {
       // Nothing runs any more.
-      Fail(error.what());
+      Fail(error, *device_);
       retired.events.clear();
     }
     retired_.push_back(std::move(retired));
   }
   retired_.back().unused.push_back(std::move(unused));
-  Release(open_streams_ == 0);
+  Release(false);
 }
 
 void Engine::Release(bool all) {
   while (!retired_.empty()) {
     for (const auto& event : retired_.front().events) {
-      if (all) device->driver.cuEventSynchronize(event->handle());
-      else if (device->driver.cuEventQuery(event->handle()) == kNotReady) return;
+      if (all) device_->driver.cuEventSynchronize(event->handle());
+      else if (device_->driver.cuEventQuery(event->handle()) == kNotReady) return;
     }
     retired_.pop_front();
   }
@@ -128,22 +139,22 @@ std::byte* Engine::At(uint32_t id, size_t offset, size_t bytes) const {
 }
 
 std::shared_ptr<Stream> Engine::NewStream() {
+  device()->Enter();
   auto stream = std::make_shared<Stream>(*this);
   queues.push_back(stream);
-  open_streams_++;
   return stream;
 }
 
 Exported Engine::Export(uint32_t id) const {
   const auto block = std::dynamic_pointer_cast<DeviceBlock>(Of(id));
   if (!block) throw std::out_of_range("block " + std::to_string(id) + " is none of this device's own");
-  device->Enter();
+  device_->Enter();
   Exported exported{};
   std::memcpy(exported.magic, kMagic, sizeof kMagic);
   exported.process = ThisProcess();
-  exported.device = device->info.uuid;
+  exported.device = device_->info.uuid;
   exported.bytes = block->bytes;
-  exported.result = device->driver.cuIpcGetMemHandle(&exported.handle, PointerOf(block->data));
+  exported.result = device_->driver.cuIpcGetMemHandle(&exported.handle, PointerOf(block->data));
   Exports& exports = TheExports();
   const std::lock_guard lock(exports.mutex);
   std::erase_if(exports.blocks, [](const auto& entry) { return entry.second.expired(); });
@@ -153,18 +164,18 @@ Exported Engine::Export(uint32_t id) const {
 }
 
 uint32_t Engine::Import(const Exported& exported) {
-  const Driver& driver = device->driver;
+  const Driver& driver = device()->driver;
   if (std::memcmp(exported.magic, kMagic, sizeof kMagic) != 0) throw std::out_of_range("what is to be imported was not exported by this version");
-  device->Enter();
+  device_->Enter();
   Release(false);
   int index = 0;
   while (index < driver.devices() && std::memcmp(InfoOf(driver, index).uuid.bytes, exported.device.bytes, sizeof(Uuid)) != 0) index++;
   const std::string from = index < driver.devices() ? "CUDA device " + std::to_string(index) : "a CUDA device that this process does not see";
   if (index < driver.devices() && !CanAccessPeer(index))
-    throw Unavailable("CUDA device " + std::to_string(device->info.index) + " cannot access memory of " + from);
+    throw Unavailable("CUDA device " + std::to_string(device_->info.index) + " cannot access memory of " + from);
   if (exported.process != ThisProcess()) {
     driver.Check(exported.result, "cuIpcGetMemHandle, called by the process that exports memory of " + from);
-    return Keep(std::make_shared<ImportedBlock>(device, exported.handle, exported.bytes));
+    return Keep(std::make_shared<ImportedBlock>(device_, exported.handle, exported.bytes));
   }
   Exports& exports = TheExports();
   std::shared_ptr<DeviceBlock> block;
@@ -173,41 +184,41 @@ uint32_t Engine::Import(const Exported& exported) {
     block = exports.blocks[exported.number].lock();
   }
   if (!block) throw std::out_of_range("what is to be imported has been freed");
-  if (block->device != device) device->EnablePeer(*block->device);
+  if (block->device != device_) device_->EnablePeer(*block->device);
   return Keep(block);
 }
 
 bool Engine::CanAccessPeer(int index) const {
-  if (index == device->info.index) return true;
-  const Driver& driver = device->driver;
+  if (index == device()->info.index) return true;
+  const Driver& driver = device_->driver;
   DeviceHandle self = 0, peer = 0;
   int can = 0;
-  driver.Check(driver.cuDeviceGet(&self, device->info.index), "cuDeviceGet");
+  driver.Check(driver.cuDeviceGet(&self, device_->info.index), "cuDeviceGet");
   driver.Check(driver.cuDeviceGet(&peer, index), "cuDeviceGet");
   driver.Check(driver.cuDeviceCanAccessPeer(&can, self, peer), "cuDeviceCanAccessPeer");
   return can != 0;
 }
 
 void Engine::Poke(std::byte* at, uint32_t word) {
-  const Driver& driver = device->driver;
-  device->Enter();
+  const Driver& driver = device_->driver;
+  device_->Enter();
   std::memcpy(word_->data, &word, sizeof word);
   driver.Check(driver.cuMemcpyAsync(PointerOf(at), PointerOf(word_->data), sizeof word, side_), "cuMemcpyAsync");
   driver.Check(driver.cuStreamSynchronize(side_), "cuStreamSynchronize");
 }
 
 void Engine::FillAtOnce(std::byte* at, size_t bytes, unsigned char value) {
-  const Driver& driver = device->driver;
+  const Driver& driver = device()->driver;
   if (bytes == 0) return;
-  device->Enter();
+  device_->Enter();
   driver.Check(driver.cuMemsetD8Async(PointerOf(at), value, bytes, side_), "cuMemsetD8Async");
   driver.Check(driver.cuStreamSynchronize(side_), "cuStreamSynchronize");
 }
 
 size_t Engine::FreeBytes() const {
   size_t free = 0, total = 0;
-  device->Enter();
-  device->driver.Check(device->driver.cuMemGetInfo_v2(&free, &total), "cuMemGetInfo");
+  device()->Enter();
+  device_->driver.Check(device_->driver.cuMemGetInfo_v2(&free, &total), "cuMemGetInfo");
   return free;
 }
 
@@ -215,17 +226,18 @@ Engine::Piece& Engine::NextPiece() {
   Piece& piece = pieces_[next_piece_];
   next_piece_ = 1 - next_piece_;
   if (!piece.block) {
-    piece.block = std::make_unique<PinnedBlock>(device, kPieceBytes);
-    piece.used = std::make_unique<Event>(device, kEventUntimed);
+    piece.block = std::make_unique<PinnedBlock>(device_, kPieceBytes);
+    piece.used = std::make_unique<Event>(device_, kEventUntimed);
   } else {
-    device->driver.Check(device->driver.cuEventSynchronize(piece.used->handle()), "cuEventSynchronize");
+    device_->driver.Check(device_->driver.cuEventSynchronize(piece.used->handle()), "cuEventSynchronize");
   }
   return piece;
 }
 
-void Engine::Fail(const std::string& what) {
+void Engine::Fail(const CudaError& error, Device& device) {
   const std::lock_guard lock(mutex_);
-  if (!failure_) failure_ = what;
+  if (!failure_) failure_ = error.what();
+  if (error.Lasting()) device.Lose();
 }
 
 std::optional<std::string> Engine::failure() const {

@@ -27,8 +27,9 @@ class Engine final : public engine::Registry {
   /** Throws Unavailable, or CudaError. */
   explicit Engine(int index);
   Engine(const Engine&) = delete;
-  /** Waits for what runs. */
-  ~Engine() override;
+  ~Engine() override { Close(); }
+  /** Waits for what runs, and gives everything back. What is submitted later is dropped. */
+  void Close();
 
   std::shared_ptr<engine::Meeting> NewMeeting(uint32_t members) override { return std::make_shared<Gathering>(members); }
 
@@ -43,19 +44,17 @@ class Engine final : public engine::Registry {
   std::byte* At(uint32_t id, size_t offset, size_t bytes) const;
 
   std::shared_ptr<Stream> NewStream();
-  /** A stream is given nothing more. */
-  void Close() { open_streams_--; }
   /** Runs what gives commands to streams; where it fails, the device has failed, and later ones are dropped. Throws engine::BadCommand. */
   template <typename Work>
   void Submit(Work work) {
     submits_++;
-    if (failure()) return;
+    if (!device_ || failure()) return;
     try {
-      device->Enter();
+      device_->Enter();
       Release(false);
       work();
     } catch (const CudaError& error) {
-      Fail(error.what());
+      Fail(error, *device_);
     }
   }
 
@@ -82,11 +81,13 @@ class Engine final : public engine::Registry {
   }
 
   /** Notes what has failed, the first time. Of any thread, as the next. */
-  void Fail(const std::string& what);
+  void Fail(const CudaError& error, Device& device);
   /** What has failed. */
   std::optional<std::string> failure() const;
 
-  const std::shared_ptr<Device> device;
+  /** Throws Unavailable once this is closed. */
+  const std::shared_ptr<Device>& device() const;
+
   std::unique_ptr<Blas> blas;
   /** Why there is no `blas`. */
   std::string no_blas;
@@ -108,18 +109,19 @@ class Engine final : public engine::Registry {
   };
 
   uint32_t Keep(std::shared_ptr<engine::Block> block);
-  /** Lets go of what is retired; of all, by waiting, with `all`. */
+  /** Lets go of what is retired and no more used; of all, by waiting, with `all`. */
   void Release(bool all);
   Piece& NextPiece();
   const std::shared_ptr<engine::Block>& Of(uint32_t id) const;
 
+  /** Null once this is closed. */
+  std::shared_ptr<Device> device_;
   StreamHandle side_ = nullptr;
   std::unique_ptr<PinnedBlock> word_;
   Piece pieces_[2];
   size_t next_piece_ = 0;
   std::deque<Retired> retired_;
   uint64_t submits_ = 0;
-  int open_streams_ = 0;
   mutable std::mutex mutex_;
   std::optional<std::string> failure_;
 };

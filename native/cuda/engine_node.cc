@@ -116,7 +116,7 @@ Napi::Value CreateQueue(Napi::Env env, const std::shared_ptr<Engine>& engine) {
   add("measure", [stream](const Napi::CallbackInfo&) { stream->Measure(); });
   add("measured", [engine, stream](const Napi::CallbackInfo& info) {
     return Guarded(info.Env(), [&] {
-      engine->device->Enter();
+      engine->device()->Enter();
       return Measured(info.Env(), *stream);
     });
   });
@@ -166,7 +166,7 @@ Napi::Value CreateCudaEngine(const Napi::CallbackInfo& info) {
   nccl::AddCommands(*engine);
   auto object = Napi::Object::New(env);
   const auto add = [&](const char* name, auto call) { object.Set(name, Napi::Function::New(env, call, name)); };
-  const DeviceInfo& device = engine->device->info;
+  const DeviceInfo& device = engine->device()->info;
   Describe(object, device);
   object.Set("kernels", "sm_" + std::to_string(device.capability[0]) + std::to_string(device.capability[1]) + (engine->blas ? ", cuBLASLt" : ""));
   add("allocate", [engine](const Napi::CallbackInfo& info) {
@@ -199,12 +199,14 @@ Napi::Value CreateCudaEngine(const Napi::CallbackInfo& info) {
       engine->FillAtOnce(engine->At(IdOf(info[0]), BytesOf(info[1], "offset"), bytes), bytes, static_cast<unsigned char>(IntegerOf(info[3], "value", 0, 255)));
     });
   });
+  add("close", [engine](const Napi::CallbackInfo&) { engine->Close(); });
   add("freeBytes", [engine](const Napi::CallbackInfo& info) {
     return Napi::Number::New(info.Env(), static_cast<double>(Guarded(info.Env(), [&] { return engine->FreeBytes(); })));
   });
   add("canAccessPeer", [engine](const Napi::CallbackInfo& info) {
-    const auto peer = static_cast<int>(IntegerOf(info[0], "index", 0, engine->device->driver.devices() - 1));
-    return Napi::Boolean::New(info.Env(), Guarded(info.Env(), [&] { return engine->CanAccessPeer(peer); }));
+    return Napi::Boolean::New(info.Env(), Guarded(info.Env(), [&] {
+      return engine->CanAccessPeer(static_cast<int>(IntegerOf(info[0], "index", 0, engine->device()->driver.devices() - 1)));
+    }));
   });
   object.TypeTag(&kEngineTag);
   // For other parts of the addon, which are given this object.

@@ -15,7 +15,7 @@ constexpr std::chrono::microseconds kPause{50};
 }  // namespace
 
 Finisher::Finisher(Napi::Env env, std::shared_ptr<Engine> engine, std::shared_ptr<Stream> stream)
-    : env_(env), engine_(std::move(engine)), stream_(std::move(stream)) {
+    : env_(env), engine_(std::move(engine)), stream_(std::move(stream)), device_(engine_->device()) {
   const auto name = Napi::String::New(env, "rankmesh cuda queue");
   if (napi_create_threadsafe_function(env, nullptr, nullptr, name, 0, 1, nullptr, nullptr, this, Settle, &settle_) != napi_ok)
     throw Napi::Error::New(env);
@@ -28,15 +28,17 @@ Napi::Promise Finisher::Finish(Napi::Env env) {
   auto waiting = std::make_unique<Waiting>();
   napi_value promise;
   if (napi_create_promise(env, &waiting->deferred, &promise) != napi_ok) throw Napi::Error::New(env);
-  if (!stop_ && !engine_->failure()) {
+  bool marked = false;
+  if (!stop_) {
     engine_->Submit([&] {
-      if (events_.empty()) events_.push_back(std::make_unique<Event>(engine_->device, kEventUntimed));
+      if (events_.empty()) events_.push_back(std::make_unique<Event>(device_, kEventUntimed));
       waiting->event = std::move(events_.back());
       events_.pop_back();
       waiting->event->Record(stream_->handle());
+      marked = true;
     });
   }
-  if (stop_ || engine_->failure()) {
+  if (!marked) {
     Resolve(env, waiting->deferred, false);
     return Napi::Promise(env, promise);
   }
@@ -53,9 +55,9 @@ Napi::Promise Finisher::Finish(Napi::Env env) {
 
 void Finisher::Run() {
   try {
-    engine_->device->Enter();
+    device_->Enter();
   } catch (const CudaError& error) {
-    engine_->Fail(error.what());
+    engine_->Fail(error, *device_);
   }
   for (;;) {
     Waiting* waiting;
@@ -79,7 +81,7 @@ void Finisher::WaitFor(const Event& event) {
       else std::this_thread::sleep_for(kPause);
     }
   } catch (const CudaError& error) {
-    engine_->Fail(error.what());
+    engine_->Fail(error, *device_);
   }
 }
 
@@ -115,10 +117,10 @@ void Finisher::Stop(Napi::Env env) {
   }
   work_.notify_all();
   if (thread_.joinable()) thread_.join();
-  engine_->Close();
   for (const auto& waiting : unsettled_)
     if (static_cast<napi_env>(env)) Resolve(env, waiting->deferred, false);
   unsettled_.clear();
+  events_.clear();
   napi_remove_env_cleanup_hook(env_, Cleanup, this);
   napi_release_threadsafe_function(settle_, napi_tsfn_abort);
 }

@@ -42,6 +42,7 @@ class Finisher {
   napi_env env_;
   const std::shared_ptr<Engine> engine_;
   const std::shared_ptr<Stream> stream_;
+  const std::shared_ptr<Device> device_;
   napi_threadsafe_function settle_ = nullptr;
   /** On the JavaScript thread: promises that are not settled, in order. */
   std::deque<std::unique_ptr<Waiting>> unsettled_;

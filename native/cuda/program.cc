@@ -3,9 +3,9 @@
 
 namespace rankmesh::cuda {
 
-Program::Program(Engine& engine, std::vector<Part> parts) : engine_(engine), parts_(std::move(parts)) {
-  const Driver& driver = engine.device->driver;
-  engine.device->Enter();
+Program::Program(Engine& engine, std::vector<Part> parts) : engine_(engine), device_(engine.device()), parts_(std::move(parts)) {
+  const Driver& driver = device_->driver;
+  device_->Enter();
   Stream& lead = *parts_.front().stream;
   const auto capturing = [&](bool is) {
     for (const Part& part : parts_) part.stream->Capturing(is);
@@ -33,9 +33,8 @@ Program::Program(Engine& engine, std::vector<Part> parts) : engine_(engine), par
 Program::~Program() {
   engine_.Retire(std::make_shared<std::vector<Part>>(std::move(parts_)));
   if (!exec_) return;
-  engine_.Retire(std::shared_ptr<void>(exec_, [device = engine_.device](void* exec) {
-    device->driver.cuCtxSetCurrent(device->context());
-    device->driver.cuGraphExecDestroy(static_cast<GraphExecHandle>(exec));
+  engine_.Retire(std::shared_ptr<void>(exec_, [device = device_](void* exec) {
+    if (device->TryEnter()) device->driver.cuGraphExecDestroy(static_cast<GraphExecHandle>(exec));
   }));
 }
 
@@ -70,7 +69,7 @@ void Program::Run() {
 
 void Program::Launch() {
   engine_.Submit([&] {
-    const Driver& driver = engine_.device->driver;
+    const Driver& driver = device_->driver;
     Stream& lead = *parts_.front().stream;
     for (const Part& part : parts_) lead.WaitFor(*part.stream);
     driver.Check(driver.cuGraphLaunch(exec_, lead.handle()), "cuGraphLaunch");

@@ -28,6 +28,7 @@ class Program {
   void Run();
 
   Engine& engine_;
+  const std::shared_ptr<Device> device_;
   std::vector<Part> parts_;
   GraphExecHandle exec_ = nullptr;
 };

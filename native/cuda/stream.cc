@@ -16,15 +16,19 @@ void* const kParametersEnd = nullptr;
 
 }  // namespace
 
-Stream::Stream(Engine& engine) : engine_(engine), device_(engine.device) {
+Stream::Stream(Engine& engine) : engine_(engine), device_(engine.device()) {
   device_->Enter();
   mark_ = std::make_unique<Event>(device_, kEventUntimed);
   device_->driver.Check(device_->driver.cuStreamCreate(&handle_, kStreamNonBlocking), "cuStreamCreate");
 }
 
-Stream::~Stream() {
-  device_->driver.cuCtxSetCurrent(device_->context());
-  device_->driver.cuStreamDestroy_v2(handle_);
+void Stream::Close() {
+  mark_.reset();
+  measurements_.clear();
+  scratch_.clear();
+  workspace_.reset();
+  if (handle_ && device_->TryEnter()) device_->driver.cuStreamDestroy_v2(handle_);
+  handle_ = nullptr;
 }
 
 void Stream::Run(const engine::Command& command) {

@@ -37,8 +37,9 @@ class Stream final : public Scratch {
 
   explicit Stream(Engine& engine);
   Stream(const Stream&) = delete;
-  /** All that it was given has run. */
-  ~Stream() override;
+  ~Stream() override { Close(); }
+  /** Gives back what it holds; all that it was given has run. */
+  void Close();
 
   /** Hands one command over, a meeting as one that comes to it. Throws CudaError, or engine::BadCommand for what no kernel does. */
   void Run(const engine::Command& command);

@@ -128,7 +128,7 @@ Kept New(const Shared& environment, const std::shared_ptr<cuda::Engine>& engine,
       callback->Reset();
     });
   };
-  const auto driver = std::make_shared<CudaDriver>(engine->device);
+  const auto driver = std::make_shared<CudaDriver>(engine->device());
   const auto made = Communicator::New(Library::Open(), driver, static_cast<int>(rank), static_cast<int>(size), failed);
   environment->Add(made);
   return {environment, driver, engine, made, callback};

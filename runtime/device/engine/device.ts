@@ -34,6 +34,7 @@ export class Processor {
   readonly queues: Set<WeakRef<Queue>> = new Set()
   views = 0
   failure: RankmeshError | null = null
+  disposed = false
 
   constructor(engine: Engine, is: { kind: 'cpu' | 'cuda'; name: string; description: string; software: boolean; pinned?: boolean }) {
     this.kind = is.kind
@@ -256,12 +257,14 @@ export abstract class EngineDevice implements Device {
 
   /** Ends the device for every view of it: pending work fails with ERR_DEVICE, its memory is given back. */
   dispose(): void {
-    const { failure, queues, memory, staging } = this.processor
-    if (failure) return
-    this.processor.failure = new DeviceError(`The device ${this.description} was disposed; open a new one to go on`)
+    const { disposed, queues, memory, staging, engine } = this.processor
+    if (disposed) return
+    this.processor.disposed = true
+    this.processor.failure ??= new DeviceError(`The device ${this.description} was disposed; open a new one to go on`)
     for (const queue of queues) queue.deref()?.close()
     memory.dispose()
     staging.dispose()
+    engine.close?.()
   }
 
   [Symbol.dispose](): void {
