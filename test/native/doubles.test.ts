@@ -71,6 +71,10 @@ describe.skipIf(built === null)(`the doubles of CUDA's libraries${why === '' ? '
     expect((await check('products')).said).toBe('')
   })
 
+  it('ends hosts that read memory of a device', async () => {
+    expect((await check('host')).said).toMatch(/the host touches memory of a device at 0x/)
+  })
+
   it('has no devices, and another version, where it is told so', async () => {
     expect((await check('no-devices', 'devices 0; version 11040')).said).toBe('')
   })

@@ -1,6 +1,7 @@
 // Checks that the driver's double keeps CUDA's rules. Arguments: the library, what to check, a seed. Says `good` where all is as it should be.
 #include "check_products.h"
 
+#include <signal.h>
 #include <sys/wait.h>
 
 namespace {
@@ -391,6 +392,24 @@ void Slack() {
   TRUE(number != number);
 }
 
+/** The host, which cannot read what a device's memory holds, does not survive trying. */
+void HostTouches() {
+  Begin();
+  void* const stream = NewStream();
+  const DevicePointer words = NewMemory(8);
+  void* pinned;
+  GOOD(cuMemHostAlloc(&pinned, 8, 1));
+  GOOD(cuMemsetD32Async(words, 5, 2, stream));
+  GOOD(cuMemcpyAsync(At(pinned), words, 8, stream));
+  GOOD(cuStreamSynchronize(stream));
+  TRUE(*static_cast<volatile unsigned*>(pinned) == 5);
+  TRUE(Words(words, 1, stream)[0] == 5);
+  const pid_t child = fork();
+  if (child == 0) _exit(static_cast<int>(*reinterpret_cast<volatile unsigned*>(words)));
+  int status = 0;
+  TRUE(waitpid(child, &status, 0) == child && WIFSIGNALED(status) && WTERMSIG(status) == SIGSEGV);
+}
+
 void NoDevices() {
   GIVES(kNoDevice, cuInit(0));
   int version;
@@ -415,6 +434,7 @@ int main(int argc, char** argv) {
   else if (what == "graphs") Graphs();
   else if (what == "faults") Faults();
   else if (what == "slack") Slack();
+  else if (what == "host") HostTouches();
   else if (what == "products") Products(std::string(argv[1]).replace(std::strlen(argv[1]) - std::strlen("libcuda-double.so"), std::string::npos,
                                                                       "libcublasLt-double.so"), seed);
   else if (what == "no-devices") NoDevices();

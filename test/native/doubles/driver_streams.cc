@@ -181,7 +181,9 @@ DRIVER_API cuEventQuery(void* handle) {
   }
   if (call.Forbidden()) return call.error;
   if (!event->mark) return kSuccess;
-  return event->mark->done ? event->mark->result : static_cast<int>(kNotReady);
+  if (!event->mark->done) return kNotReady;
+  ShutIfIdle();
+  return event->mark->result;
 }
 
 DRIVER_API cuEventSynchronize(void* handle) {

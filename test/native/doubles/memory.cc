@@ -22,8 +22,8 @@ namespace {
 constexpr size_t kPage = 4096;
 constexpr size_t kAlign = 256;
 constexpr uint32_t kMagic = 0x72616e6b;
-/** Addresses, and bytes of a file with holes, that a process can ever allocate. */
-constexpr size_t kArena = size_t{1} << 40;
+/** Addresses, and bytes of a file with holes, that a process can ever allocate of a kind: as many as the system gives. */
+constexpr size_t kMostBytes = size_t{1} << 40, kFewestBytes = size_t{1} << 33;
 /** A NaN as float32, float16 and bfloat16, but not all bits set. */
 constexpr uint32_t kPoison = 0x7fc17fc1;
 constexpr std::byte kSlack{0xc5};
@@ -38,26 +38,51 @@ struct Shape {
 };
 static_assert(sizeof(Shape) <= sizeof(IpcHandle));
 
+/** Addresses that are given out one after another, each with its place in the file. */
+struct Arena {
+  std::byte* memory = nullptr;
+  size_t next = 0;
+  bool Holds(const void* at) const { return memory && at >= memory && at < memory + next; }
+};
+
 struct Memory {
   std::mutex mutex;
   int file = -1;
   uint64_t inode = 0;
-  std::byte* arena = nullptr;
-  size_t next = 0;
+  /** Of devices, and of the host, which lies behind it in the file. */
+  Arena device, pinned;
+  size_t arena_bytes = 0;
   uint64_t ids = 0;
+  /** Memory of devices cannot be touched now. */
+  bool shut = false;
   std::map<const std::byte*, Allocation*> all;
   std::vector<uint64_t> used = std::vector<uint64_t>(64);
 
   bool Open() {
-    if (arena) return true;
+    if (device.memory) return true;
     file = memfd_create("libcuda-double", MFD_CLOEXEC);
     struct stat about;
-    if (file < 0 || ftruncate(file, kArena) != 0 || fstat(file, &about) != 0) return false;
+    if (file < 0 || fstat(file, &about) != 0) return false;
     inode = about.st_ino;
-    void* const memory = mmap(nullptr, kArena, PROT_NONE, MAP_SHARED | MAP_NORESERVE, file, 0);
-    if (memory == MAP_FAILED) return false;
-    arena = static_cast<std::byte*>(memory);
-    return true;
+    for (arena_bytes = kMostBytes; arena_bytes >= kFewestBytes; arena_bytes /= 8) {
+      if (ftruncate(file, static_cast<off_t>(2 * arena_bytes)) != 0) continue;
+      void* const memory = mmap(nullptr, 2 * arena_bytes, PROT_NONE, MAP_SHARED | MAP_NORESERVE, file, 0);
+      if (memory == MAP_FAILED) continue;
+      device.memory = static_cast<std::byte*>(memory);
+      pinned.memory = device.memory + arena_bytes;
+      return true;
+    }
+    return false;
+  }
+
+  void Shut(bool now) {
+    if (now == shut) return;
+    shut = now;
+    if (now && device.next) mprotect(device.memory, device.next, PROT_NONE);
+    for (const auto& [at, a] : all) {
+      if (a->kind == Kind::kPinned || (now && a->kind == Kind::kDevice)) continue;
+      mprotect(a->pages, a->page_bytes, now ? PROT_NONE : PROT_READ | PROT_WRITE);
+    }
   }
 
   Allocation* Find(const void* at) {
@@ -68,6 +93,7 @@ struct Memory {
   }
 
   void Free(Allocation* a) {
+    Shut(false);
     all.erase(a->data);
     if (a->kind == Kind::kImported) {
       munmap(a->pages, a->page_bytes + kPage);
@@ -80,7 +106,7 @@ struct Memory {
       Report("bytes next to %zu bytes of memory at %p were written", a->bytes, static_cast<void*>(a->data));
     }
     mprotect(a->pages, a->page_bytes, PROT_NONE);
-    if (fallocate(file, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, a->pages - arena, static_cast<off_t>(a->page_bytes)) != 0) {
+    if (fallocate(file, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, a->pages - device.memory, static_cast<off_t>(a->page_bytes)) != 0) {
       Report("memory cannot be given back");
     }
     if (a->kind == Kind::kDevice) {
@@ -108,10 +134,12 @@ Allocation* Allocate(Kind kind, int device, size_t bytes) {
   if (!memory.Open()) return nullptr;
   if (kind == Kind::kDevice && (bytes > most || memory.used[device] > most - bytes)) return nullptr;
   const size_t aligned = (bytes + kAlign - 1) / kAlign * kAlign, page_bytes = (aligned + kPage - 1) / kPage * kPage;
-  if (page_bytes + kPage > kArena - memory.next) return nullptr;
-  std::byte* const pages = memory.arena + memory.next;
+  Arena& arena = kind == Kind::kDevice ? memory.device : memory.pinned;
+  if (page_bytes + kPage > memory.arena_bytes - arena.next) return nullptr;
+  memory.Shut(false);
+  std::byte* const pages = arena.memory + arena.next;
   if (mprotect(pages, page_bytes, PROT_READ | PROT_WRITE) != 0) return nullptr;
-  memory.next += page_bytes + kPage;
+  arena.next += page_bytes + kPage;
   std::byte* const data = pages + page_bytes - aligned;
   std::fill(pages, data, kSlack);
   std::fill(data + bytes, pages + page_bytes, kSlack);
@@ -143,8 +171,7 @@ Allocation* Find(const void* at) {
 bool WasFreed(const void* at) {
   Memory& memory = TheMemory();
   const std::lock_guard lock(memory.mutex);
-  const bool ours = memory.arena && at >= memory.arena && at < memory.arena + memory.next;
-  return ours && !memory.Find(at);
+  return (memory.device.Holds(at) || memory.pinned.Holds(at)) && !memory.Find(at);
 }
 
 uint64_t BytesUsed(int device) {
@@ -163,6 +190,12 @@ void FreeAllOf(int device) {
   for (Allocation* allocation : of) memory.Free(allocation);
 }
 
+void Shut(bool now) {
+  Memory& memory = TheMemory();
+  const std::lock_guard lock(memory.mutex);
+  memory.Shut(now);
+}
+
 void Describe(const Allocation& a, IpcHandle* handle) {
   Memory& memory = TheMemory();
   const Shape shape{kMagic,
@@ -170,7 +203,7 @@ void Describe(const Allocation& a, IpcHandle* handle) {
                     memory.file,
                     a.device,
                     memory.inode,
-                    static_cast<uint64_t>(a.pages - memory.arena),
+                    static_cast<uint64_t>(a.pages - memory.device.memory),
                     a.page_bytes,
                     static_cast<uint64_t>(a.data - a.pages),
                     a.bytes};
@@ -185,6 +218,7 @@ Result Import(const IpcHandle& handle, Allocation** allocation) {
   if (shape.process == getpid()) return kInvalidContext;  // as a real driver says it
   Memory& memory = TheMemory();
   const std::lock_guard lock(memory.mutex);
+  memory.Shut(false);
   for (const auto& [at, known] : memory.all) {
     if (known->kind != Kind::kImported || std::memcmp(&known->handle, &handle, sizeof handle) != 0) continue;
     known->uses++;

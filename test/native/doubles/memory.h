@@ -40,6 +40,12 @@ uint64_t BytesUsed(int device);
 /** Frees what is left of a device's memory. */
 void FreeAllOf(int device);
 
+/**
+ * Whether nobody may touch the memory of devices, as the host never may. It is open while the machine has work, and after every call that
+ * changes what is allocated; shut when the host has waited and nothing is left to be done.
+ */
+void Shut(bool now);
+
 void Describe(const Allocation& allocation, IpcHandle* handle);
 /** Maps another process's memory. */
 Result Import(const IpcHandle& handle, Allocation** allocation);

@@ -62,7 +62,9 @@ void OnSignal(int signal, siginfo_t* about, void* context) {
     if (copying) siglongjmp(copy_failed, 1);
   }
   const struct sigaction& next = before_us[signal == SIGBUS];
-  if (WasFreed(about->si_addr)) std::fprintf(stderr, "libcuda double: the host touches freed memory at %p\n", about->si_addr);
+  if (const char* what = Find(about->si_addr) ? "memory of a device" : WasFreed(about->si_addr) ? "memory that was freed" : nullptr) {
+    std::fprintf(stderr, "libcuda double: the host touches %s at %p\n", what, about->si_addr);
+  }
   if ((next.sa_flags & SA_SIGINFO) && next.sa_sigaction) return next.sa_sigaction(signal, about, context);
   if (next.sa_handler != SIG_DFL && next.sa_handler != SIG_IGN && next.sa_handler) return next.sa_handler(signal);
   std::signal(signal, SIG_DFL);  // comes again, and ends the process
@@ -159,6 +161,7 @@ void Live() {
     state.more.wait(lock, [&] { return !state.ready.empty(); });
     const size_t at = host.random.Below(state.ready.size());
     const std::shared_ptr<Work> work = state.ready[at];
+    Shut(false);
     const int device = work->task.device;
     const bool kernel = work->task.launch.kernel != nullptr;
     Outcome outcome{-state.lost[device], true};
@@ -224,7 +227,12 @@ MarkPointer Submit(Task task, const std::vector<MarkPointer>& after) {
 int WaitFor(std::unique_lock<std::mutex>& lock, const MarkPointer& mark) {
   if (!mark) return kSuccess;
   TheState().ended.wait(lock, [&] { return mark->done; });
+  ShutIfIdle();
   return mark->result;
+}
+
+void ShutIfIdle() {
+  if (TheState().ready.empty()) Shut(true);
 }
 
 int LostTo(int device) { return TheState().lost[device]; }

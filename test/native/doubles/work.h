@@ -82,6 +82,9 @@ MarkPointer Submit(Task task, const std::vector<MarkPointer>& after);
 /** With the lock held: waits until it is done; gives its result. */
 int WaitFor(std::unique_lock<std::mutex>& lock, const MarkPointer& mark);
 
+/** With the lock held, after the host has learnt that something is done: see `Shut`. */
+void ShutIfIdle();
+
 /** With the lock held: the error that a device was lost to, and losing it. All its work ends with the error, without being done. */
 int LostTo(int device);
 void Lose(int device, int code);
