@@ -149,7 +149,7 @@ class Planner {
     const bool direct = x == engine::kF32 || (some && x == w);
     if (!direct) args.x = Converted(x, engine::kF32, args.x, tokens * k, 0);
     if (some) {
-      const size_t at_once = tokens == 1 ? 1 : tokens == 2 ? 2 : tokens <= 4 ? 4 : 8;
+      const size_t at_once = tokens == 1 ? 1 : tokens <= 4 ? 4 : 8;
       const unsigned threads = MatvecThreads(k);
       const char digit[] = {static_cast<char>('0' + at_once), 0};
       Run(Named("rankmesh_matvec_", kTypeNames[direct ? x : engine::kF32], "_", kTypeNames[w], "_", digit),

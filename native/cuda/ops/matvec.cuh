@@ -23,7 +23,8 @@ __device__ inline void MatvecSums(const ProductArgs& args, int64_t token, int64_
     w[o] = static_cast<const uint8_t*>(args.w) + (out + o < args.outs ? out + o : args.outs - 1) * RowBytes<W>(args.k);
   }
   const int64_t units = UnitsOf<W>(args.k);
-#pragma unroll 2
+  // Enough is on its way at once: eights of two units, or one unit of a block.
+#pragma unroll(W::kUnit == kEight ? 2 : 1)
   for (int64_t unit = threadIdx.x; unit < units; unit += blockDim.x) {
     typename W::Raw raw[kMatvecOuts];
 #pragma unroll

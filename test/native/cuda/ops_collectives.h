@@ -22,12 +22,13 @@ inline uint32_t JoinedInts(uint32_t kind, uint32_t a, uint32_t b) {
   return static_cast<uint32_t>(kind == engine::kMinSigned ? std::min(x, y) : std::max(x, y));
 }
 
-/** The joins of a chain, or of any other tree. */
+/** The joins of a chain, or of some other tree. */
 inline std::vector<size_t> JoinsOf(Random& random, size_t count, bool tree) {
   std::vector<size_t> joins;
   size_t depth = 0;
   for (size_t i = 0; i < count; i++) {
     size_t some = tree ? static_cast<size_t>(random.Below(static_cast<int>(std::min<size_t>(depth, 3)) + 1)) : i > 0;
+    if (tree && i == 1) some = 0;
     if (i + 1 == count) some = depth;
     if (depth + 1 - some > 20) some = depth - 10;
     joins.push_back(some);
@@ -51,7 +52,7 @@ inline float Folded(uint32_t kind, const std::vector<Slice>& slices, const std::
 
 inline void CheckReduce(Device& device, Random& random, Type from, Type to, bool tree) {
   const size_t rows = random.Between(1, 9), n = random.Between(1, 400), pitch = n + (random.OneIn(2) ? random.Below(9) : 0);
-  const size_t count = random.OneIn(10) ? 0 : random.OneIn(6) ? random.Between(17, 400) : random.Between(1, 16);
+  const size_t count = tree ? random.Between(3, 20) : random.OneIn(10) ? 0 : random.OneIn(6) ? random.Between(17, 400) : random.Between(1, 16);
   const auto kind = static_cast<uint32_t>(random.OneIn(2) ? 0 : random.Below(4));
   const size_t divisor = random.OneIn(3) ? random.Between(2, 9) : 1, extent = (rows - 1) * pitch + n;
   const auto joins = JoinsOf(random, count, tree);
@@ -99,9 +100,9 @@ inline void CheckReduceWords(Device& device, Random& random) {
 }
 
 /** y and residual bit by bit those of the sum, additions and the norm by themselves, where types do not round in between. */
-inline void CheckReduceNorm(Device& device, Random& random, Type from, Type type) {
+inline void CheckReduceNorm(Device& device, Random& random, Type from, Type type, bool tree) {
   const size_t rows = random.Between(1, 6), n = random.OneIn(6) ? random.Between(4000, 6000) : random.Between(1, 600), count = random.Between(0, 9);
-  const auto joins = JoinsOf(random, count, random.OneIn(2));
+  const auto joins = JoinsOf(random, count, tree);
   const bool has_bias = random.OneIn(2), centred = random.OneIn(2);
   std::vector<Matrix> matrices;
   std::vector<Slice> slices;
@@ -167,8 +168,8 @@ inline void CheckCollectives(Device& device, Random& random) {
   for (const Type from : kFloats) {
     for (const Type to : kFloats) {
       for (int i = 0; i < 4; i++) CheckReduce(device, random, from, to, i % 2 == 0);
-      CheckReduceNorm(device, random, from, to);
-      CheckReduceNorm(device, random, from, to);
+      CheckReduceNorm(device, random, from, to, false);
+      CheckReduceNorm(device, random, from, to, true);
     }
   }
   for (int i = 0; i < 6; i++) CheckReduceWords(device, random);

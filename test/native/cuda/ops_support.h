@@ -6,6 +6,7 @@
 #include <functional>
 #include <memory>
 #include <unordered_map>
+#include <unordered_set>
 
 #include "launches.h"
 #include "ops/all.cuh"
@@ -69,8 +70,11 @@ struct Matrix {
   }
 };
 
+/** For operations that take another way where all operands are aligned. */
+inline bool all_aligned = false;
+
 inline size_t OffsetOf(Random& random, Type type) {
-  if (!random.OneIn(3)) return 0;
+  if (all_aligned || !random.OneIn(3)) return 0;
   const auto [values, bytes] = engine::kFormats[type];
   return values > 1 ? static_cast<size_t>(random.Between(1, 15)) : bytes * static_cast<size_t>(random.Between(1, 3));
 }
@@ -127,7 +131,7 @@ inline Call CallOf(Op op, std::initializer_list<size_t> numbers, std::initialize
 /** A device whose kernels are found by name. */
 class Device : rankmesh::cuda::Scratch {
  public:
-  explicit Device(Random& random) : random_(random), traits_{random.Between(1, 5), random.OneIn(2)} {}
+  explicit Device(Random& random) : machine_(1, random.Bits()) { Change(random); }
 
   void Run(const Call& call) {
     for (const auto& step : rankmesh::cuda::LaunchesOf(call, traits_, *this)) {
@@ -139,11 +143,18 @@ class Device : rankmesh::cuda::Scratch {
     scratch_.reset();
     calls++;
   }
-  static size_t Known() { return Kernels().size(); }
+  /** Names of the kernels that have not run. */
+  std::vector<std::string> Unseen() const {
+    std::vector<std::string> names;
+    for (const auto& [name, kernel] : Kernels()) {
+      if (!seen_.contains(name)) names.push_back(name);
+    }
+    return names;
+  }
+  /** Other ones from now on. */
+  void Change(Random& random) { traits_ = {random.Between(1, 5), random.OneIn(2)}; }
   rankmesh::cuda::Traits& traits() { return traits_; }
   int calls = 0;
-  /** Names of all kernels that have run. */
-  std::unordered_map<std::string, int> seen;
 
  private:
   struct Kernel {
@@ -166,10 +177,9 @@ class Device : rankmesh::cuda::Scratch {
     if (kernel.bytes != launch.arguments.size()) Wrong("%s is given %zu bytes instead of %zu", launch.kernel, launch.arguments.size(), kernel.bytes);
     if (launch.block > kernel.threads) Wrong("%s: %u threads, more than %u", launch.kernel, launch.block, kernel.threads);
     if (launch.shared_bytes > 47 * 1024) Wrong("%s: %u bytes of shared memory", launch.kernel, launch.shared_bytes);
-    seen[launch.kernel]++;
-    emulation::Machine machine(1, random_.Bits());
-    machine.Launch(0, Index3{launch.grid[0], launch.grid[1], launch.grid[2]}, launch.block, [&] { kernel.run(launch.arguments.data()); }, launch.shared_bytes);
-    machine.Run();
+    seen_.insert(launch.kernel);
+    machine_.Launch(0, Index3{launch.grid[0], launch.grid[1], launch.grid[2]}, launch.block, [&] { kernel.run(launch.arguments.data()); }, launch.shared_bytes);
+    machine_.Run();
   }
 
   /** As cuBLASLt would, about. */
@@ -190,9 +200,10 @@ class Device : rankmesh::cuda::Scratch {
     }
   }
 
-  Random& random_;
+  emulation::Machine machine_;
   rankmesh::cuda::Traits traits_;
   std::unique_ptr<Buffer> scratch_;
+  std::unordered_set<std::string> seen_;
 };
 
 inline const std::unordered_map<std::string, Device::Kernel>& Device::Kernels() {

@@ -1,0 +1,85 @@
+// The CUDA kernels of single operations, by the launches that commands become: on the CPU, where every CUDA thread is a fiber, plain and under
+// AddressSanitizer, with planted faults that must be found; and through nvcc.
+import { execFile, spawnSync } from 'node:child_process'
+import { mkdtempSync, rmSync, writeFileSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { promisify } from 'node:util'
+import { afterAll, describe, expect, it } from 'vitest'
+import { seed } from '../support/random.ts'
+
+const run = promisify(execFile)
+const folder = mkdtempSync(join(tmpdir(), 'rankmesh-cuda-ops-'))
+afterAll(() => rmSync(folder, { recursive: true }))
+const kernels = join(import.meta.dirname, '../../native/cuda')
+const tests = join(import.meta.dirname, 'cuda')
+const compiler = process.env.CXX ?? 'c++'
+const FLAGS = ['-std=c++20', '-ffp-contract=off', '-DEMULATION_SWIFT', '-I', kernels, '-I', tests]
+
+/** Why programs cannot be built with these flags, or not run, here; empty where they can. */
+function obstacleTo(flags: readonly string[]): string {
+  const source = join(folder, 'try.cc')
+  writeFileSync(source, 'int main() { return 0; }\n')
+  const built = spawnSync(compiler, [...flags, source, '-o', join(folder, 'try')], { encoding: 'utf8' })
+  if (built.error) return `: skipped, no compiler ${compiler}`
+  if (built.status !== 0) return `: skipped, it does not build here: ${built.stderr.trim().split('\n').at(-1)}`
+  const ran = spawnSync(join(folder, 'try'), { encoding: 'utf8' })
+  return ran.status === 0 ? '' : `: skipped, such programs do not run here: ${ran.stderr.trim().split('\n')[0]}`
+}
+
+async function build(name: string, flags: readonly string[]): Promise<string> {
+  const program = join(folder, name)
+  await run(compiler, [...FLAGS, ...flags, join(tests, 'ops_main.cc'), join(kernels, 'launches.cc'), '-o', program])
+  return program
+}
+
+async function ends(program: string, ...given: (string | number)[]): Promise<{ status: number; output: string }> {
+  return run(program, given.map(String), { maxBuffer: 2 ** 26 }).then(
+    ({ stdout, stderr }) => ({ status: 0, output: stdout + stderr }),
+    (error: { code: number; stdout: string; stderr: string }) => ({ status: error.code, output: error.stdout + error.stderr }),
+  )
+}
+
+const PLAIN = ['-Og']
+const notPlain = obstacleTo(PLAIN)
+describe.skipIf(notPlain !== '')(`CUDA operations on the CPU${notPlain}`, () => {
+  const program = notPlain === '' ? build('plain', PLAIN) : Promise.reject(new Error(notPlain))
+  program.catch(() => {}) // told by the tests that await it
+
+  it('give right results with all types, sizes and addresses, every kernel among them', async () => {
+    const start = seed()
+    const { status, output } = await ends(await program, 'all', start, 1)
+    expect(output, `seed ${start}`).toMatch(/^\d+ calls\n$/)
+    expect(status, `seed ${start}`).toBe(0)
+  })
+
+  it.each(['products', 'attention', 'rows', 'collectives'])('control: a missing barrier is found in %s', async (what) => {
+    const start = seed()
+    const { status, output } = await ends(await program, what, start, 1, 'barrier=1')
+    expect(status, `seed ${start}: ${output}`).toBe(1)
+  })
+})
+
+const CHECKED = ['-O0', '-g1', '-fsanitize=address']
+const notChecked = obstacleTo(CHECKED)
+describe.skipIf(notChecked !== '')(`CUDA operations under AddressSanitizer${notChecked}`, () => {
+  it('touch nothing outside', async () => {
+    const start = seed()
+    const { status, output } = await ends(await build('checked', CHECKED), 'all', start, 1)
+    expect(status, `seed ${start}: ${output}`).toBe(0)
+  })
+})
+
+const { CUDA_HOME, CUDA_PATH } = process.env
+const nvcc = [CUDA_HOME, CUDA_PATH]
+  .flatMap((home) => (home ? [join(home, 'bin/nvcc')] : []))
+  .concat('nvcc')
+  .find((name) => spawnSync(name, ['--version']).status === 0)
+
+it.skipIf(nvcc === undefined)(
+  `CUDA operations through nvcc${nvcc === undefined ? ': skipped, no nvcc' : ''}, little optimised`,
+  async () => {
+    const flags = ['-std=c++17', '-Xcicc', '-O1', '-Xptxas', '-O0', '-arch=sm_80', '-I', kernels]
+    await run(nvcc as string, [...flags, '-cubin', join(kernels, 'ops.cu'), '-o', join(folder, 'ops.cubin')])
+  },
+)
