@@ -52,6 +52,7 @@ describe.skipIf(built === null)(`the doubles of CUDA's libraries${why === '' ? '
 
   it.each([
     ['outside', /kernel double_add touches 0x\w+, which is no memory or was freed, .* in block \(\d+, 0, 0\), thread \d+/],
+    ['misaligned', /kernel double_add: misaligned address, in block \(0, 0, 0\), thread \d+/],
     ['freed', /kernel double_add touches 0x\w+, which is no memory or was freed/],
     ['used', /memory at 0x\w+ is freed while a wait for a word, which has not ended, uses it/],
     ['peer', /kernel double_add on device 0 is given memory of device 1, without peer access/],

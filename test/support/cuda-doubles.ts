@@ -23,6 +23,8 @@ const FLAGS = [
   '-ffp-contract=off',
   '-Wno-unknown-pragmas',
 ]
+/** Of kernels: an access that is not aligned as a device needs it traps. */
+const TRAPS = ['-fsanitize=alignment', '-fsanitize-undefined-trap-on-error']
 /** Files that nobody has used for so long are of sources that have changed. */
 const KEPT_MS = 2 * 24 * 3600 * 1000
 /** A build that has taken so long has been broken off. */
@@ -76,7 +78,8 @@ export async function buildDoubles(): Promise<Doubles> {
     const compile = async (): Promise<void> => {
       for (let next = left.shift(); next; next = left.shift()) {
         const { name, target } = next
-        await into(target, (to) => run(compiler, [...FLAGS, '-DEMULATION_SWIFT', ...INCLUDES, '-c', join(doubles, `${name}.cc`), '-o', to]))
+        const flags = [...FLAGS, ...(name.startsWith('kernels') ? TRAPS : []), '-DEMULATION_SWIFT', ...INCLUDES]
+        await into(target, (to) => run(compiler, [...flags, '-c', join(doubles, `${name}.cc`), '-o', to]))
       }
     }
     await Promise.all([compile(), compile()])
@@ -108,7 +111,7 @@ const versions = new Map<string, string>()
 function named(name: string, files: readonly string[]): string {
   const hash = createHash('sha256')
   if (!versions.has(compiler)) versions.set(compiler, spawnSync(compiler, ['--version'], { encoding: 'utf8' }).stdout)
-  hash.update(JSON.stringify([versions.get(compiler), FLAGS]))
+  hash.update(JSON.stringify([versions.get(compiler), FLAGS, TRAPS]))
   for (const file of files) hash.update(file.startsWith(cache) ? file : readFileSync(file)).update('\0')
   const path = join(cache, `${hash.digest('hex').slice(0, 20)}-${name}`)
   if (existsSync(path)) utimesSync(path, new Date(), new Date())

@@ -295,6 +295,9 @@ void Lost(const char* how) {
   GOOD(cuEventRecord(event, second));
   if (what == "outside") {
     GOOD(LaunchAdd(words, 1024, 1, stream));
+  } else if (what == "misaligned") {
+    GOOD(LaunchAdd(words + 2, 10, 1, stream));
+    code = kMisalignedAddress;
   } else if (what == "freed") {
     GOOD(cuMemFree_v2(words));
     GOOD(LaunchAdd(words, 1, 1, stream));
@@ -320,8 +323,8 @@ void Lost(const char* how) {
     GOOD(cuMemsetD32Async(words, 1, 1, stream));
     GOOD(cuStreamSynchronize(stream));
     Plant("lose 0 2 719");
-    GOOD(LaunchAdd(words, 100, 1, stream));
-    GOOD(LaunchAdd(words, 100, 1, stream));
+    (void)LaunchAdd(words, 100, 1, stream);
+    (void)LaunchAdd(words, 100, 1, stream);  // may hear of it already
     code = kLaunchFailed;
   }
   if (!at_once) {

@@ -30,6 +30,7 @@ std::unordered_set<Function*>& Functions() {
 
 constexpr char kImage[] = "rankmesh double";
 constexpr unsigned kMostShared = 227 << 10;
+constexpr size_t kMostArguments = 4096;
 
 int Load(void** handle, const void* image) {
   if (!image || std::strncmp(static_cast<const char*>(image), kImage, sizeof kImage - 1) != 0) return kInvalidImage;
@@ -104,7 +105,7 @@ int Launch(Call& call, Function* function, const LaunchConfig& config, void** pa
       }
     }
   }
-  if (!arguments) return kInvalidValue;
+  if (!arguments || kernel.argument_bytes > kMostArguments) return kInvalidValue;
   Task task;
   task.what = kernel.name;
   task.launch = {&kernel, {config.grid_x, config.grid_y, config.grid_z}, static_cast<unsigned>(threads), config.shared_bytes, nullptr};

@@ -24,6 +24,7 @@ enum Result : int {
   kPeerAccessNotEnabled = 705,
   kContextIsDestroyed = 709,
   kAssert = 710,
+  kMisalignedAddress = 716,
   kLaunchFailed = 719,
   kCooperativeTooLarge = 720,
   kNotPermitted = 800,

@@ -8,6 +8,7 @@
 #include <list>
 #include <thread>
 #include <unordered_set>
+#include <utility>
 
 #include <sched.h>
 #include <sys/mman.h>
@@ -53,15 +54,17 @@ thread_local bool on_machine = false;
 sigjmp_buf copy_failed;
 volatile sig_atomic_t copying = 0;
 const void* volatile touched = nullptr;
-struct sigaction before_us[2];
+struct sigaction before_us[3];
+constexpr int kSignals[3] = {SIGSEGV, SIGBUS, SIGILL};
 
 void OnSignal(int signal, siginfo_t* about, void* context) {
   if (on_machine) {
     touched = about->si_addr;
-    if (emulation::host->thread) emulation::Break("illegal address");
+    // Kernels are compiled with checks of alignment, which trap.
+    if (emulation::host->thread) emulation::Break(signal == SIGILL ? "misaligned address" : "illegal address");
     if (copying) siglongjmp(copy_failed, 1);
   }
-  const struct sigaction& next = before_us[signal == SIGBUS];
+  const struct sigaction& next = before_us[signal == SIGSEGV ? 0 : signal == SIGBUS ? 1 : 2];
   if (const char* what = Find(about->si_addr) ? "memory of a device" : WasFreed(about->si_addr) ? "memory that was freed" : nullptr) {
     std::fprintf(stderr, "libcuda double: the host touches %s at %p\n", what, about->si_addr);
   }
@@ -78,8 +81,7 @@ void CatchSignals() {
   struct sigaction action{};
   action.sa_sigaction = OnSignal;
   action.sa_flags = SA_SIGINFO | SA_ONSTACK | SA_NODEFER;
-  sigaction(SIGSEGV, &action, &before_us[0]);
-  sigaction(SIGBUS, &action, &before_us[1]);
+  for (int i = 0; i < 3; i++) sigaction(kSignals[i], &action, &before_us[i]);
 }
 
 /** With the lock held. */
@@ -132,8 +134,8 @@ Outcome StepKernel(Work& work, uint64_t room) {
            WasFreed(touched) ? " or was freed, or lies behind the end of some" : "", block.x, block.y, block.z, threadIdx.x);
     return {-kIllegalAddress, true};
   }
-  Report("kernel %s: %s, in block (%u, %u, %u)", launch.kernel->name, why.c_str(), block.x, block.y, block.z);
-  return {-kLaunchFailed, true};
+  Report("kernel %s: %s, in block (%u, %u, %u), thread %u", launch.kernel->name, why.c_str(), block.x, block.y, block.z, threadIdx.x);
+  return {why == "misaligned address" ? -kMisalignedAddress : -kLaunchFailed, true};
 }
 
 /** Without the lock. */
@@ -170,7 +172,7 @@ void Live() {
       const uint64_t capacity = uint64_t{kThreadsPerMultiprocessor} * static_cast<uint64_t>(SettingsNow().multiprocessors);
       const uint64_t occupied = kernel ? Occupied(state, device) : 0;
       const uint64_t room = occupied < capacity ? (capacity - occupied) / threads : 0;
-      const bool fresh = !work->running;
+      const bool fresh = !std::exchange(work->begun, true);
       lock.unlock();
       const int planted = fresh && work->task.what[0] ? LostBy(device) : 0;
       outcome = planted ? Outcome{-planted, true} : kernel ? StepKernel(*work, room) : StepTask(*work);

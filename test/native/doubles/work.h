@@ -68,6 +68,7 @@ struct Work {
   size_t blockers = 0;
   /** Of kernels: when they may start; 0 before all that they wait for is done. */
   uint64_t not_before = 0;
+  bool begun = false;
   std::unique_ptr<Running> running;
   Work();
   ~Work();
