@@ -52,17 +52,25 @@ interface Outline {
 
 export class CudaComm extends StagedComm {
   readonly #told: Told
-  readonly #memory: PeerMemory
   readonly #fused: FusionEngine<Staging, Operand>
-  #destroyed = false
 
   /** Programs use `create`. */
   private constructor(host: GroupHost, { device, memory }: Entering, common: CudaCommon) {
     super(host, device, common)
     this.#told = common.told
-    this.#memory = memory
     this.#fused = cudaFusion(common.group, fusionEngine(common.group))
-    device.guards.add(this.#told.guard)
+    const { guard } = common.told
+    device.guards.add(guard)
+    let left = false
+    const leave = (): void => {
+      if (left) return
+      left = true
+      device.guards.delete(guard)
+      const go = (): Promise<void> => memory.leave(host.rank, common.group.apart)
+      device.sync().then(go, go)
+    }
+    host.watch(() => leave)
+    unheld.register(this, leave)
   }
 
   /**
@@ -190,13 +198,7 @@ export class CudaComm extends StagedComm {
 
   override destroy(): void {
     super.destroy()
-    if (this.#destroyed) return
-    this.#destroyed = true
-    const { group } = this.#member
-    const device = group.cuda(this.rank)
-    device.guards.delete(this.#told.guard)
-    const leave = (): Promise<void> => this.#memory.leave(this.rank, group.apart)
-    device.sync().then(leave, leave)
+    this.#member.group.cuda(this.rank).guards.delete(this.#told.guard)
   }
 
   override abort(reason: unknown): void {
@@ -208,6 +210,9 @@ export class CudaComm extends StagedComm {
     return this.member as unknown as Member
   }
 }
+
+/** A group that a program has let go of without a word leaves as well. */
+const unheld = new FinalizationRegistry<() => void>((leave) => leave())
 
 function offered<P>(make: () => P): { payload: P } | { refusal: unknown } {
   try {

@@ -45,7 +45,7 @@ export function workspaceBytes(room: PeerRoom, ranks: number): number {
 
 /** Unless a group is made with other ones. */
 export function roomFor(ranks: number): PeerRoom {
-  return { dataBytes: 16 << 20, packetBytes: ranks <= 4 ? 1 << 20 : 1 << 19 }
+  return { dataBytes: 8 << 20, packetBytes: ranks <= 4 ? 1 << 20 : 1 << 19 }
 }
 
 /** Bytes of rows of n elements in a workspace, where each begins at a whole packet. */
