@@ -52,19 +52,23 @@ void Describe(Napi::Object object, const DeviceInfo& info) {
   object.Set("multiprocessors", info.multiprocessors);
 }
 
-/** Memory whose allocation fails is one of size alone to JavaScript. */
+/** Where there is not enough memory, this is a RangeError; another failure is one of the device. */
 template <typename Allocate>
-uint32_t Allocated(Napi::Env env, size_t bytes, Allocate allocate) {
-  try {
-    return allocate(bytes);
-  } catch (const CudaError& failed) {
-    throw Napi::RangeError::New(env, failed.what());
-  }
+uint32_t Allocated(Napi::Env env, Engine& engine, Allocate allocate) {
+  return Guarded(env, [&] {
+    try {
+      return allocate();
+    } catch (const CudaError& failed) {
+      if (failed.result == kOutOfMemory) throw Napi::RangeError::New(env, failed.what());
+      engine.Fail(failed, *engine.device());
+      throw;
+    }
+  });
 }
 
 Napi::Value AllocateHost(Napi::Env env, Engine& engine, Napi::Value byte_length) {
   const size_t bytes = BytesOf(byte_length, "byteLength", 1);
-  const uint32_t id = Allocated(env, bytes, [&](size_t size) { return engine.AllocateHost(size); });
+  const uint32_t id = Allocated(env, engine, [&] { return engine.AllocateHost(bytes); });
   // The buffer has its own share in the block.
   auto* const held = new std::shared_ptr<engine::Block>(engine.blocks[id]);
   const auto drop = [](Napi::Env, void*, std::shared_ptr<engine::Block>* block) { delete block; };
@@ -170,8 +174,9 @@ Napi::Value CreateCudaEngine(const Napi::CallbackInfo& info) {
   Describe(object, device);
   object.Set("kernels", "sm_" + std::to_string(device.capability[0]) + std::to_string(device.capability[1]) + (engine->blas ? ", cuBLASLt" : ""));
   add("allocate", [engine](const Napi::CallbackInfo& info) {
+    const size_t bytes = BytesOf(info[0], "byteLength", 1);
     auto result = Napi::Object::New(info.Env());
-    result.Set("id", Allocated(info.Env(), BytesOf(info[0], "byteLength", 1), [&](size_t bytes) { return engine->Allocate(bytes); }));
+    result.Set("id", Allocated(info.Env(), *engine, [&] { return engine->Allocate(bytes); }));
     result.Set("buffer", info.Env().Null());
     return result;
   });

@@ -91,7 +91,8 @@ export interface Engine {
   /** What the kernels are made for. */
   readonly kernels: string
   /**
-   * Memory aligned to 64 bytes where it is native; `buffer` is null where JavaScript does not see it. @throws RangeError where there is none left.
+   * Memory aligned to 64 bytes where it is native; `buffer` is null where JavaScript does not see it. @throws RangeError where there is none
+   * left, Error where the device has failed.
    */
   allocate(byteLength: number): { id: number; buffer: ArrayBuffer | null }
   /** Memory of the system that commands may copy from and to, where `allocate` gives memory that JavaScript does not see. @throws as allocate */

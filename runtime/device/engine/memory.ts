@@ -148,6 +148,7 @@ export class Memory {
     try {
       made = this.#keptBytes > 0 ? this.#allocateOrTrim(size) : this.#source.allocate(size)
     } catch (cause) {
+      if (!(cause instanceof RangeError)) throw new DeviceError(`${this.device} has failed: ${(cause as Error).message}`, { cause })
       throw new OutOfMemoryError(`${this.device} could not allocate ${size} bytes; split the model over more ranks or free tensors first`, {
         cause,
       })
