@@ -40,10 +40,11 @@ inline void CheckRope(Device& device, Random& random) {
   }
 }
 
-inline void CheckAttention(Device& device, Random& random, size_t dim, size_t most) {
+/** The first query at position least or behind it. */
+inline void CheckAttention(Device& device, Random& random, size_t dim, int least, int most, bool windowed) {
   const size_t kv = random.Between(1, 2), group = random.OneIn(5) ? random.Between(17, 33) : random.Between(1, 4), heads = kv * group;
-  const size_t tokens = random.OneIn(3) ? 1 : random.Between(1, group > 4 ? 3 : 20), start = random.Below(static_cast<int>(most));
-  const size_t window = random.OneIn(2) ? 0 : random.Between(1, 200), here = start + tokens, spare = random.Below(300);
+  const size_t tokens = random.OneIn(3) ? 1 : random.Between(1, group > 4 ? 3 : 20), start = random.Between(least, most);
+  const size_t window = windowed ? random.Between(1, 200) : 0, here = start + tokens, spare = random.Below(300);
   const float scale = random.OneIn(2) ? 1 / std::sqrt(static_cast<float>(dim)) : 0.3f;
   Matrix q = Draw(random, engine::kF32, tokens * heads * dim), y = Empty(random, engine::kF32, tokens * heads * dim);
   // What no query sees is not to be looked at: NaN.
@@ -99,10 +100,11 @@ inline void CheckAttention(Device& device, Random& random, size_t dim, size_t mo
 inline void CheckAttentions(Device& device, Random& random) {
   for (int i = 0; i < 8; i++) CheckRope(device, random);
   for (const size_t dim : {4, 64, 68, 128, 132, 256}) {
-    CheckAttention(device, random, dim, 20);
-    CheckAttention(device, random, dim, 500);
+    CheckAttention(device, random, dim, 0, 20, random.OneIn(2));
+    CheckAttention(device, random, dim, 128, 400, false);
+    CheckAttention(device, random, dim, 0, 400, true);
   }
-  CheckAttention(device, random, 4 * random.Between(1, 20), 1000);
+  CheckAttention(device, random, 4 * random.Between(1, 20), 700, 1000, random.OneIn(2));
 }
 
 }  // namespace test::ops

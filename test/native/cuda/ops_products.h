@@ -197,7 +197,7 @@ inline void CheckProducts(Device& device, Random& random) {
     const auto weight = static_cast<Type>(i);
     if (weight == engine::kWord) continue;
     for (const Type type : kFloats) {
-      for (const int tokens : {1, 2, 3, random.Between(5, 20)}) CheckMatmul(device, random, type, weight, tokens);
+      for (const int tokens : {1, random.Between(2, 4), random.Between(5, 8), random.Between(9, 20)}) CheckMatmul(device, random, type, weight, tokens);
       CheckTree(device, random, type, weight, random.Between(1, 20));
       CheckEmbedding(device, random, weight, type);
     }
