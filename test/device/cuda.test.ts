@@ -4,10 +4,14 @@ import { mkdtempSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { afterAll, afterEach, describe, expect, it } from 'vitest'
+import type { CudaEngine } from '../../runtime/core/addon.ts'
 import { addonReport, loadAddon } from '../../runtime/core/addon-node.ts'
 import { Tensor } from '../../runtime/core/tensor.ts'
 import { CudaDevice } from '../../runtime/device/cuda/device.ts'
-import { OP } from '../../runtime/device/engine/commands.ts'
+import { OP, REDUCTION, TYPE } from '../../runtime/device/engine/commands.ts'
+import { EngineDevice } from '../../runtime/device/engine/device.ts'
+import type { EngineStorage } from '../../runtime/device/engine/memory.ts'
+import { Queue } from '../../runtime/device/engine/queue.ts'
 import { openDevice } from '../../runtime/device/open.ts'
 import { engineCases } from '../support/cases/engine.ts'
 import { control, reason } from '../support/cuda.ts'
@@ -205,6 +209,105 @@ else {
       expect([...((await x.data()) as Uint32Array).slice(0, 7)]).toEqual([0, 0xffffffff, 0xffffffff, 0, 0, 0x89abcdef, 0])
       expect(() => device.engine.poke(block.id, 62, 1)).toThrow(RangeError)
       expect(() => device.engine.fill(block.id, 0, 2 ** 20, 1)).toThrow(RangeError)
+    })
+  })
+
+  describe(`recorded steps (seed ${start})`, () => {
+    const n = 600
+
+    /** View, tensors a and b, and what to do with them: copies, or sums, alone or shared out among all views. */
+    type Step = [view: number, a: number, b: number, kind: number]
+    const steps = (count: number): Step[] =>
+      Array.from({ length: count }, () => [random.int(3), random.int(4), random.int(4), random.int(3)])
+
+    function run(views: readonly CudaDevice[], tensors: readonly Tensor[], program: readonly Step[]): void {
+      for (const [rank, a, b, kind] of program) {
+        const view = views[rank] as CudaDevice
+        const [x, y] = [tensors[a], tensors[b]] as [Tensor, Tensor]
+        if (kind === 0) {
+          if (a !== b) view.copy(x, y)
+          continue
+        }
+        using sum = Tensor.empty([n], { device: view })
+        if (kind === 1) {
+          const operands = [x, y, sum].map(({ storage }) => ({ block: (storage as EngineStorage).block, offset: 0 }))
+          const numbers = [1, n, n, 2, REDUCTION.sum, 1, TYPE.f32, TYPE.f32, 0, 1]
+          const queues = views.map(({ queue }) => queue)
+          Queue.meet(queues, OP.reduce, numbers, operands, [2])
+        } else {
+          view.add(x, y, { out: sum })
+          view.rmsNorm(sum, x).dispose() // memory that comes and goes
+        }
+        view.copy(sum, y)
+      }
+    }
+
+    function runPlain(plain: readonly Float32Array[], program: readonly Step[]): void {
+      for (const [, a, b, kind] of program) {
+        const [x, y] = [plain[a], plain[b]] as [Float32Array, Float32Array]
+        for (let i = 0; i < n; i++) y[i] = kind === 0 ? (x[i] as number) : (x[i] as number) + (y[i] as number)
+      }
+    }
+
+    it('run again and again, on what the memory holds each time, among other work', async () => {
+      for (let round = 0; round < 4; round++) {
+        using device = open()
+        const views = [device, device.view(), device.view()]
+        const plain = Array.from({ length: 4 }, () => random.floats(n))
+        const tensors = plain.map((values) => Tensor.from(values, { device }))
+        const recorded = steps(25)
+        const tape = EngineDevice.startTape(views)
+        run(views, tensors, recorded)
+        const program = EngineDevice.endTape(views, tape)
+        runPlain(plain, recorded)
+        for (let launch = 0; launch < 5; launch++) {
+          for (const [i, tensor] of tensors.entries()) {
+            plain[i] = random.floats(n)
+            tensor.set(plain[i] as Float32Array<ArrayBuffer>)
+          }
+          const between = steps(random.int(4))
+          run(views, tensors, between)
+          runPlain(plain, between)
+          program.launch()
+          runPlain(plain, recorded)
+          if (launch % 2 === 0) expect(await tensors[launch % 4]?.data(), `round ${round}, launch ${launch}`).toEqual(plain[launch % 4])
+        }
+        if (round % 2 === 0) program.close()
+        for (const [i, tensor] of tensors.entries()) expect(await tensor.data(), `tensor ${i}`).toEqual(plain[i])
+        if (round === 1) {
+          device.dispose()
+          expect(() => program.close()).not.toThrow()
+        }
+      }
+    })
+
+    it('are one graph of the driver, which goes with them', async () => {
+      using device = open()
+      const { graphs } = control.counts()
+      const x = Tensor.full([n], 1, { device })
+      const tape = EngineDevice.startTape([device])
+      for (let i = 0; i < 10; i++) device.add(x, x, { out: x })
+      const program = EngineDevice.endTape([device], tape)
+      expect(control.counts().graphs).toBe(graphs + 1)
+      program.launch()
+      expect(((await x.data()) as Float32Array)[0]).toBe(2 ** 20)
+      program.close()
+      await works(device)
+      Tensor.zeros([1], { device })
+      expect(control.counts().graphs).toBe(graphs)
+    })
+
+    it('that cannot be are refused, and the device works on', async () => {
+      using device = open()
+      const view = device.view()
+      const [first, second] = [device.queue.progress.id, view.queue.progress.id]
+      const part = (queue: number, ...words: number[]) => ({ queue, words: Float64Array.from(words), count: words.length })
+      const { createProgram } = device.engine as Required<CudaEngine>
+      expect(() => createProgram([part(first, OP.wait, second, 1), part(second, OP.wait, first, 1)])).toThrow(RangeError)
+      expect(() => createProgram([part(first, OP.wait, second, 1)])).toThrow(RangeError)
+      expect(() => createProgram([])).toThrow(TypeError)
+      await works(device)
+      await works(view)
     })
   })
 
