@@ -1,9 +1,26 @@
 // Devices are shared by all threads of the process, whose engines are on one context each: pointers mean the same to all of them.
 #include "device.h"
 
+#include <cstring>
 #include <map>
 
 namespace rankmesh::cuda {
+namespace {
+
+/** Bytes of the module that begins at `at`, of several one behind the other; where it does not tell, it is the rest. */
+size_t LengthAt(const std::string& modules, size_t at) {
+  struct {
+    uint32_t magic;
+    uint16_t version, header_bytes;
+    uint64_t bytes;
+  } header{};
+  if (modules.size() - at < sizeof header) return modules.size() - at;
+  std::memcpy(&header, modules.data() + at, sizeof header);
+  return header.magic == 0xba55ed50 && header.bytes < modules.size() ? header.header_bytes + header.bytes : modules.size() - at;
+}
+
+}  // namespace
+
 std::shared_ptr<Device> Device::Open(int index) {
   static std::mutex mutex;
   static std::map<std::pair<const Driver*, int>, std::weak_ptr<Device>> devices;
@@ -26,8 +43,13 @@ Device::Device(const Driver& of, int index) : driver(of), info(InfoOf(of, index)
   driver.Check(driver.cuDevicePrimaryCtxRetain(&context_, handle_), "cuDevicePrimaryCtxRetain");
   try {
     Enter();
-    driver.Check(driver.cuModuleLoadData(&module_, kernels.c_str()), "cuModuleLoadData of " + KernelsPath());
+    for (size_t at = 0; at < kernels.size(); at += LengthAt(kernels, at)) {
+      ModuleHandle module = nullptr;
+      driver.Check(driver.cuModuleLoadData(&module, kernels.data() + at), "cuModuleLoadData of " + KernelsPath());
+      modules_.push_back(module);
+    }
   } catch (...) {
+    for (const ModuleHandle module : modules_) driver.cuModuleUnload(module);
     driver.cuDevicePrimaryCtxRelease_v2(handle_);
     throw;
   }
@@ -35,14 +57,19 @@ Device::Device(const Driver& of, int index) : driver(of), info(InfoOf(of, index)
 
 Device::~Device() {
   // Where the process ends, the driver may have gone before; what these return does not matter.
-  if (TryEnter()) driver.cuModuleUnload(module_);
+  if (TryEnter())
+    for (const ModuleHandle module : modules_) driver.cuModuleUnload(module);
   driver.cuDevicePrimaryCtxRelease_v2(handle_);
 }
 
 FunctionHandle Device::Kernel(const char* name, unsigned shared_bytes) {
   const std::lock_guard lock(mutex_);
   Function& function = functions_[name];
-  if (!function.handle) driver.Check(driver.cuModuleGetFunction(&function.handle, module_, name), std::string("the kernel ") + name);
+  if (!function.handle) {
+    Result result = kNotFound;
+    for (size_t i = 0; i < modules_.size() && result == kNotFound; i++) result = driver.cuModuleGetFunction(&function.handle, modules_[i], name);
+    driver.Check(result, std::string("the kernel ") + name);
+  }
   if (shared_bytes > function.shared_bytes) {
     const Result result = driver.cuFuncSetAttribute(function.handle, kMaxDynamicSharedBytes, static_cast<int>(shared_bytes));
     driver.Check(result, std::to_string(shared_bytes) + " bytes of shared memory for " + name);

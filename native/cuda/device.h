@@ -50,7 +50,8 @@ class Device : public std::enable_shared_from_this<Device> {
   std::atomic<bool> lost_ = false;
   DeviceHandle handle_ = 0;
   ContextHandle context_ = nullptr;
-  ModuleHandle module_ = nullptr;
+  /** The kernels' file holds several. */
+  std::vector<ModuleHandle> modules_;
   std::mutex mutex_;
   /** By the name's address: names are constants. */
   std::unordered_map<const char*, Function> functions_;
