@@ -107,6 +107,7 @@ inline void __nanosleep(unsigned) { emulation::Yield(); }
 /** Replaces *at by change(*at), as if at once, and returns what was there. */
 template <typename T, typename F>
 T emulation_atomic(T* at, F change) {
+  emulation::Moved();
   using Bits = std::conditional_t<sizeof(T) == 4, uint32_t, uint64_t>;
   auto* const words = reinterpret_cast<Bits*>(at);
   for (Bits before = __atomic_load_n(words, __ATOMIC_RELAXED);;) {
@@ -169,6 +170,7 @@ namespace rankmesh::cuda {
 
 inline void StoreRelease(uint64_t* to, uint64_t value) {
   emulation::Perhaps();
+  emulation::Moved();
   if (emulation::planted.relaxed) __atomic_store_n(to, value, __ATOMIC_RELAXED);
   else __atomic_store_n(to, value, __ATOMIC_RELEASE);
 }
@@ -179,7 +181,10 @@ inline uint64_t LoadAcquire(const uint64_t* from) {
   return emulation::planted.relaxed ? __atomic_load_n(from, __ATOMIC_RELAXED) : __atomic_load_n(from, __ATOMIC_ACQUIRE);
 }
 
-inline void StoreRelaxed(uint32_t* to, uint32_t value) { __atomic_store_n(to, value, __ATOMIC_RELAXED); }
+inline void StoreRelaxed(uint32_t* to, uint32_t value) {
+  emulation::Moved();
+  __atomic_store_n(to, value, __ATOMIC_RELAXED);
+}
 inline uint32_t LoadRelaxed(const uint32_t* from) { return __atomic_load_n(from, __ATOMIC_RELAXED); }
 
 /** The words in any order, others between them. */
@@ -199,7 +204,10 @@ inline Packet LoadRelaxed(const Packet* from) {
 
 inline Packet Load(const Packet* from) { return *from; }
 inline void Store(Packet* to, const Packet& packet) { *to = packet; }
-inline uint32_t CountUp(uint32_t* counter) { return __atomic_fetch_add(counter, 1, __ATOMIC_ACQ_REL); }
+inline uint32_t CountUp(uint32_t* counter) {
+  emulation::Moved();
+  return __atomic_fetch_add(counter, 1, __ATOMIC_ACQ_REL);
+}
 inline uint32_t SetBits(uint32_t* word, uint32_t bits) { return __atomic_fetch_or(word, bits, __ATOMIC_RELAXED); }
 inline uint64_t Nanoseconds() { return emulation::Now(); }
 inline void Pause() { emulation::Yield(); }

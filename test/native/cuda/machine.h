@@ -298,6 +298,8 @@ EMULATION_UNSEEN inline void WarpBarrier() {
 
 /** Others run first. */
 inline void Yield() { Leave(State::kReady); }
+/** Says that others may be waiting for what this thread has just written; here they look anyway. */
+inline void Moved() {}
 EMULATION_UNSEEN inline uint32_t Random() { return machine->random(); }
 EMULATION_UNSEEN inline uint64_t Now() { return machine->now(); }
 EMULATION_UNSEEN inline float* BlockFloats() { return CurrentBlock().floats; }

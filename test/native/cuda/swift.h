@@ -326,6 +326,11 @@ inline void Yield() {
   host->block->Leave(*self.fiber);
 }
 
+/** Others may be waiting for what this thread has just written. */
+inline void Moved() {
+  if (host && host->thread) host->block->moved = true;
+}
+
 inline uint32_t Random() { return host->random(); }
 /** Now and then others run first. */
 inline void Perhaps() {

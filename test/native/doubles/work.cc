@@ -1,6 +1,7 @@
 // The machine's thread. Memory that a kernel or a copy must not touch ends it as a device would: with an error that loses the device.
 #include "work.h"
 
+#include <chrono>
 #include <csetjmp>
 #include <csignal>
 #include <cstdio>
@@ -13,7 +14,6 @@
 #include <sched.h>
 #include <sys/mman.h>
 #include <time.h>
-#include <unistd.h>
 
 #include "memory.h"
 #include "platform.cuh"
@@ -33,6 +33,8 @@ Work::~Work() = default;
 namespace {
 
 constexpr unsigned kThreadsPerMultiprocessor = 2048;
+/** Steps in which nothing has moved before the machine sleeps between them. */
+constexpr size_t kPatience = 200;
 
 struct State {
   std::mutex mutex;
@@ -192,10 +194,13 @@ void Live() {
     }
     idle = outcome.moved ? 0 : idle + 1;
     if (idle <= 4 * state.ready.size()) continue;
-    // Only those are left that wait for other processes, or for the host.
+    // Only those are left that wait for other processes, for the host, or for work that it has yet to give.
+    if (idle > kPatience) {
+      state.more.wait_for(lock, std::chrono::microseconds(50));
+      continue;
+    }
     lock.unlock();
-    if (idle > 4000) usleep(50);
-    else sched_yield();
+    sched_yield();
     lock.lock();
   }
 }
