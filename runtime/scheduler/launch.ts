@@ -7,7 +7,7 @@ import { DEFAULT_TIMEOUT_MS } from '../comm/world.ts'
 import { checkInteger, invalidArgument } from '../core/errors.ts'
 import type { Device } from '../device/device.ts'
 import { launchLocal } from './launch-local.ts'
-import { blockOf } from './placement.ts'
+import { blockOf, devicesFor } from './placement.ts'
 import { runRank } from './rank.ts'
 
 /**
@@ -21,7 +21,10 @@ export interface LaunchOptions {
   ranks?: number
   /** Defaults to `process` in a process that a launcher has started, else to `local`. */
   placement?: Placement
-  /** The device of all ranks: a name for openDevice, or, in this thread, a device. Defaults to `webgpu`. */
+  /**
+   * The device of all ranks: a name for openDevice, or, in this thread, a device. Defaults to `webgpu`. `cuda` alone are all CUDA devices of a
+   * machine, which its ranks take in contiguous blocks.
+   */
   device?: string | Device
   /** Several devices: ranks take them in contiguous blocks. */
   devices?: readonly (string | Device)[]
@@ -74,13 +77,15 @@ export async function launch<T>(options: LaunchOptions, main: Main<T>): Promise<
   const call = calls++
   const role = placements.role()
   const world = role === null && (given.placement ?? 'process') === 'process' ? placements.discover() : null
-  const { ranks = world?.size as number, placement = world ? 'process' : 'local', device = 'webgpu', devices = [device] } = given
+  const { ranks = world?.size as number, placement = world ? 'process' : 'local', device = 'webgpu', devices: names = [device] } = given
   const { timeoutMs = DEFAULT_TIMEOUT_MS, signal, script } = given
   checkInteger('ranks', ranks, 1, world ? Number.MAX_SAFE_INTEGER : MAX_RANKS)
   checkInteger('timeoutMs', timeoutMs, 1, MAX_TIMEOUT_MS)
   if (typeof main !== 'function') throw invalidArgument('main', 'an async function of the rank context', main)
   if (!PLACEMENTS.includes(placement)) throw invalidArgument('placement', PLACEMENTS.join(', '), placement)
   signal?.throwIfAborted()
+  const local = world ? { rank: world.localRank ?? world.rank, size: world.localSize ?? world.size } : undefined
+  const devices = devicesFor(names, ranks, local)
   const program: Program<T> = { ranks, devices, timeoutMs, signal, script, main }
   if (placement === 'local') return launchLocal(program)
   checkNames(devices, ranks)

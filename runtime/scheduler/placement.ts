@@ -1,7 +1,8 @@
 // Placement: which device each rank of a program sits on.
-
+import { platform } from '#platform'
 import { memoryOf } from '../comm/checks.ts'
 import { invalidArgument } from '../core/errors.ts'
+import { countCudaDevices } from '../device/cuda/device.ts'
 import type { Device } from '../device/device.ts'
 import { EngineDevice } from '../device/engine/device.ts'
 import { openDevice } from '../device/open.ts'
@@ -23,6 +24,17 @@ const idle = new WeakMap<object, Viewed[]>()
 /** Ranks in contiguous blocks over the devices: with 4 ranks and 2 devices, ranks 0 and 1 share the first. */
 export function blockOf(rank: number, ranks: number, devices: number): number {
   return Math.floor((rank * devices) / ranks)
+}
+
+/**
+ * The devices that a program's names stand for: `cuda` alone is every CUDA device of this machine, as many as there are ranks for; of a rank that a
+ * launcher has started on a machine, as the `local.rank`-th of `local.size`, it is the rank's own.
+ */
+export function devicesFor<T>(devices: readonly T[], ranks: number, local?: { rank: number; size: number }): readonly (T | string)[] {
+  if (!Array.isArray(devices) || devices.length !== 1 || devices[0] !== 'cuda') return devices
+  const count = Math.min(countCudaDevices(platform.addon()), local?.size ?? ranks)
+  if (count < 2) return devices
+  return local ? [`cuda:${blockOf(local.rank, local.size, count)}`] : Array.from({ length: count }, (_, index) => `cuda:${index}`)
 }
 
 /** Opens each name once. `devices` holds one entry a device, or one a rank. */

@@ -32,6 +32,11 @@ export class CudaDevice extends EngineDevice {
   }
 }
 
+/** How many CUDA devices this machine has, as far as they can be used. */
+export function countCudaDevices(addon: Addon | null): number {
+  return obstacle(addon) === null ? (addon?.cudaDevices?.().length ?? 0) : 0
+}
+
 /** Why there is no CUDA here; null where there is. */
 function obstacle(addon: Addon | null): string | null {
   if (!addon) return 'the native addon is not there; `npm run build:native` brings it, and `rankmesh doctor` says what was tried'
