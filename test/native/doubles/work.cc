@@ -119,8 +119,8 @@ struct Outcome {
 Outcome StepKernel(Work& work, uint64_t room) {
   const KernelLaunch& launch = work.task.launch;
   if (!work.running) {
-    if (work.not_before == 0) work.not_before = Nanoseconds() + DelayOf(work.task.device);
-    if (room == 0 || Nanoseconds() < work.not_before) return {0, false};
+    if (work.ready_at == 0) work.ready_at = Nanoseconds();
+    if (room == 0 || Nanoseconds() < work.ready_at + DelayOf(work.task.device)) return {0, false};
     const auto run = launch.kernel->run;
     const std::byte* const arguments = launch.arguments.get();
     work.running = std::make_unique<Running>(

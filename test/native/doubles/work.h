@@ -66,8 +66,8 @@ struct Work {
   Task task;
   MarkPointer mark = std::make_shared<Mark>();
   size_t blockers = 0;
-  /** Of kernels: when they may start; 0 before all that they wait for is done. */
-  uint64_t not_before = 0;
+  /** Of kernels: when all that they wait for was done, 0 before; they start once the delay is over as it is then. */
+  uint64_t ready_at = 0;
   bool begun = false;
   std::unique_ptr<Running> running;
   Work();
