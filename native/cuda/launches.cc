@@ -22,6 +22,8 @@ using engine::Type;
 /** Tokens up to which a product reads weights once for eight at a time, where cuBLASLt could do it and where it cannot. */
 constexpr size_t kFewTokens = 8;
 constexpr size_t kSomeTokens = 64;
+/** Tokens from which on weights become bfloat16 for cuBLASLt, where a product may be rounded. */
+constexpr size_t kManyTokens = 48;
 /** Of intermediate results that grow with the number of tokens: tokens go in batches that need no more, if they can. */
 constexpr size_t kBatchBytes = 64 << 20;
 /** Threads of a block where that is free, and most such blocks for each multiprocessor. */
@@ -126,10 +128,13 @@ class Planner {
   }
 
   void Embedding() {
-    const size_t tokens = Number(0), n = Number(1);
-    const size_t unit = IsPlain(call_.types[0]) ? kEight : 32;
-    const EmbeddingArgs args{At<uint32_t>(0), At<void>(1), At<void>(2), Signed(0), Signed(1), Signed(2), static_cast<uint32_t>(Number(3))};
-    Run(Named("rankmesh_embedding_", kTypeNames[call_.types[0]], "_", kTypeNames[call_.types[1]]), Spread(tokens * DivideUp(n, unit)), kThreads, args);
+    RunEmbedding(call_.types[0], call_.types[1],
+                 {At<uint32_t>(0), At<void>(1), At<void>(2), Signed(0), Signed(1), Signed(2), static_cast<uint32_t>(Number(3))});
+  }
+
+  void RunEmbedding(Type from, Type to, const EmbeddingArgs& args) {
+    const size_t units = DivideUp(static_cast<size_t>(args.n), IsPlain(from) ? kEight : 32);
+    Run(Named("rankmesh_embedding_", kTypeNames[from], "_", kTypeNames[to]), Spread(static_cast<size_t>(args.tokens) * units), kThreads, args);
   }
 
   void Matmul() {
@@ -142,9 +147,9 @@ class Planner {
     if (tokens > kFewTokens && traits_.cublaslt && rounded == w && GemmFits(args, w)) {
       if (rounded != x) args.x = Converted(x, rounded, args.x, tokens * k, 0);
       steps_.emplace_back(Gemm{w, tokens, k, outs, args.x, args.w, args.y, pitch});
-      if (args.bias) Run(Named("rankmesh_add_bias"), Spread(tokens * outs), kThreads, BiasArgs{args.bias, args.y, args.tokens, args.outs, args.pitch});
-      return;
+      return AddBias(args);
     }
+    if (tokens >= kManyTokens && traits_.cublaslt && Number(5) != 0 && w != engine::kF32 && MatmulOfRounded(args, x, w)) return;
     const bool some = tokens <= kSomeTokens;
     const bool direct = x == engine::kF32 || (some && x == w);
     if (!direct) args.x = Converted(x, engine::kF32, args.x, tokens * k, 0);
@@ -157,6 +162,34 @@ class Planner {
     } else {
       Run(Named("rankmesh_matmul_", kTypeNames[w]), DivideUp(outs, kTile) * DivideUp(tokens, kTile), kTileThreads, args, kTileBytes);
     }
+  }
+
+  void AddBias(const ProductArgs& args) {
+    if (!args.bias) return;
+    Run(Named("rankmesh_add_bias"), Spread(static_cast<size_t>(args.tokens * args.outs)), kThreads, BiasArgs{args.bias, args.y, args.tokens, args.outs, args.pitch});
+  }
+
+  /** With x and w rounded to bfloat16, some rows of w at a time. False where cuBLASLt does not take that. */
+  bool MatmulOfRounded(ProductArgs args, Type x, Type w) {
+    const size_t tokens = Number(0), k = Number(1), outs = Number(2), row = 2 * k;
+    const size_t batch = std::min(outs, std::max<size_t>(kBatchBytes / row / 4 * 4, 4)), weights = Aligned(batch * row);
+    if (k % 8 != 0 || args.pitch % 4 != 0 || !IsAligned(args.y) || (x == engine::kBf16 && !IsAligned(args.x))) return false;
+    std::byte* scratch = nullptr;
+    if (x == engine::kBf16) {
+      scratch = scratch_.Take(weights);
+    } else {
+      args.x = Converted(x, engine::kBf16, args.x, tokens * k, weights);
+      scratch = static_cast<std::byte*>(const_cast<void*>(args.x)) - weights;
+    }
+    const auto [values, bytes] = engine::kFormats[w];
+    for (size_t o = 0; o < outs; o += batch) {
+      const size_t count = std::min(batch, outs - o);
+      const auto rows = static_cast<int64_t>(count);
+      RunEmbedding(w, engine::kBf16, {nullptr, At<std::byte>(1) + o * k / values * bytes, scratch, rows, args.k, rows, 0});
+      steps_.emplace_back(Gemm{engine::kBf16, tokens, k, count, args.x, scratch, args.y + o, Number(3)});
+    }
+    AddBias(args);
+    return true;
   }
 
   /** x as another type, behind the first `ahead` bytes of scratch memory. */

@@ -10,6 +10,7 @@ constexpr int kEight = 8;
 
 /** Ids outside [first, first + rows) give zeros. */
 struct EmbeddingArgs {
+  /** Null: 0, 1, 2 ... */
   const uint32_t* ids;
   const void* table;
   void* y;

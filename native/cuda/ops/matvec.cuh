@@ -24,7 +24,7 @@ __device__ inline void MatvecSums(const ProductArgs& args, int64_t token, int64_
   }
   const int64_t units = UnitsOf<W>(args.k);
   // Enough is on its way at once: eights of two units, or one unit of a block.
-#pragma unroll(W::kUnit == kEight ? 2 : 1)
+#pragma unroll(W::kUnit == kEight && kTokens <= 4 ? 2 : 1)
   for (int64_t unit = threadIdx.x; unit < units; unit += blockDim.x) {
     typename W::Raw raw[kMatvecOuts];
 #pragma unroll
@@ -38,7 +38,8 @@ __device__ inline void MatvecSums(const ProductArgs& args, int64_t token, int64_
 #pragma unroll
       for (int t = 0; t < kTokens; t++) {
         float value[kEight];
-        GetSome<X>(x[t] + at, args.k - at, value);
+        if constexpr (kWhole) Plain<X>::Eight(Plain<X>::template Read<true>(reinterpret_cast<const uint8_t*>(x[t]), at / kEight, args.k), 0, value);
+        else GetSome<X>(x[t] + at, args.k - at, value);
 #pragma unroll
         for (int i = 0; i < kEight; i++)
 #pragma unroll
@@ -53,7 +54,7 @@ __device__ inline void Matvec(const ProductArgs& args) {
   const int64_t groups = (args.tokens + kTokens - 1) / kTokens;
   const int64_t token = blockIdx.x % groups * kTokens, out = blockIdx.x / groups * kMatvecOuts;
   float sum[kTokens][kMatvecOuts] = {};
-  if (Whole<W>(args.w, args.k)) MatvecSums<X, W, kTokens, true>(args, token, out, sum);
+  if (Whole<W>(args.w, args.k) && Whole<Plain<X>>(args.x, args.k)) MatvecSums<X, W, kTokens, true>(args, token, out, sum);
   else MatvecSums<X, W, kTokens, false>(args, token, out, sum);
 
   constexpr int kSums = kTokens * kMatvecOuts;

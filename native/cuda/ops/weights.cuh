@@ -12,9 +12,9 @@ namespace rankmesh::cuda::ops {
 __device__ inline Packet LoadConstant(const Packet* from) {
 #ifdef __CUDACC__
   Packet p;
-  asm volatile("ld.global.nc.L2::128B.v4.u32 {%0, %1, %2, %3}, [%4];"
-               : "=r"(p.word[0]), "=r"(p.word[1]), "=r"(p.word[2]), "=r"(p.word[3])
-               : "l"(from));
+  asm("ld.global.nc.L2::128B.v4.u32 {%0, %1, %2, %3}, [%4];"
+      : "=r"(p.word[0]), "=r"(p.word[1]), "=r"(p.word[2]), "=r"(p.word[3])
+      : "l"(from));
   return p;
 #else
   return Load(from);

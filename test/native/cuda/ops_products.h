@@ -23,7 +23,7 @@ inline bool HasGemm(Device& device, const Call& call) {
 }
 
 inline void CheckMatmul(Device& device, Random& random, Type type, Type weight, size_t tokens) {
-  const size_t k = all_aligned ? 8 * random.Between(1, 60) : Inner(random, weight, 700), outs = random.Between(1, random.OneIn(4) ? 130 : 20);
+  const size_t k = all_aligned && engine::kFormats[weight].values == 1 ? 8 * random.Between(1, 60) : Inner(random, weight, 700), outs = random.Between(1, random.OneIn(4) ? 130 : 20);
   const size_t column = random.OneIn(3) ? 4 * random.Between(0, 2) + !all_aligned : 0;
   const size_t width = all_aligned ? (column + outs + 3) / 4 * 4 : column + outs + (random.OneIn(3) ? random.Between(0, 5) : 0);
   // To bfloat16, or to integers, which may be the same.
@@ -202,13 +202,19 @@ inline void CheckProducts(Device& device, Random& random) {
       CheckEmbedding(device, random, weight, type);
     }
     for (const int tokens : {1, 4, 20}) CheckTree(device, random, engine::kF32, weight, tokens);
+    const auto traits = device.traits();
+    device.traits().cublaslt = false;
     CheckMatmul(device, random, engine::kF32, weight, random.Between(65, 140));
+    device.traits() = traits;
   }
   // As cuBLASLt is given them, most of them.
   all_aligned = true;
   device.traits().cublaslt = true;
   for (const Type type : kFloats) {
     for (int i = 0; i < 6; i++) CheckMatmul(device, random, i % 2 == 0 ? type : engine::kF32, type, random.Between(9, 40));
+  }
+  for (int i = 0; i < engine::kTypes; i++) {
+    if (i != engine::kWord) CheckMatmul(device, random, kFloats[random.Below(3)], static_cast<Type>(i), random.Between(48, 80));
   }
   all_aligned = false;
 }
