@@ -135,13 +135,14 @@ export class GroupMember<D extends Device, G extends Turns<S>, S, O> {
     this.host.close()
   }
 
-  /** Ends the group for all its ranks. */
-  abort(reason: unknown): void {
+  /** Ends the group for all its ranks; gives the error that they see. */
+  abort(reason: unknown): RankFailedError {
     const rank = this.host.members[this.rank] as number
     const why = reason instanceof Error ? reason.message : describe(reason)
     const error = new RankFailedError(`Rank ${rank} aborted the group: ${why}`, { rank, cause: reason })
     this.host.end(error)
     this.channels.end(error)
+    return error
   }
 }
 

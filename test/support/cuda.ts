@@ -29,7 +29,7 @@ if (why === '') {
   process.env.RANKMESH_CUDA_PATH = doubles.cuda
   process.env.RANKMESH_CUBLASLT_PATH = doubles.cublasLt
   process.env.RANKMESH_CUDA_KERNELS = doubles.kernels
-  process.env.RANKMESH_CUDA_DOUBLE = `seed ${turns}`
+  process.env.RANKMESH_CUDA_DOUBLE = [process.env.RANKMESH_CUDA_DOUBLE, `seed ${turns}`].filter(Boolean).join(';')
   process.env.RANKMESH_CUDA_DOUBLE_CONTROL = control.path
   const addon = loadAddon()
   const cuda = addon?.features().cuda

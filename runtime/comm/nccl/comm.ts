@@ -116,13 +116,13 @@ export class NcclComm extends StagedComm {
     const group = common.group as NcclGroup
     const native = join(group, id, (device as CudaDevice).engine)
     group.natives[host.rank] = native
-    const stop = host.wire?.watch((failure) => group.end(failure))
+    const stop = group.watch()
     try {
       await native.joined
     } catch (error) {
       throw group.fail(error as NcclError)
     } finally {
-      stop?.()
+      stop()
     }
     return new NcclComm(host, device as CudaDevice, common)
   }
@@ -221,8 +221,9 @@ export class NcclComm extends StagedComm {
     )
   }
 
+  /** Also of one that is being made. */
   override describe(): string {
-    const { group, host } = this.#member
+    const { group, host } = this.member as unknown as Member
     const devices = group.sites.map(({ adapter, ranks }) => `${ranks.length} on ${adapter}`).join(', ')
     const joined = host.wire ? `, joined by ${host.wire.about}` : ''
     return `${this.size} rank${this.size === 1 ? '' : 's'} (${devices}${joined}): NCCL ${versionText(group.version)}`
@@ -238,9 +239,7 @@ export class NcclComm extends StagedComm {
   }
 
   override abort(reason: unknown): void {
-    super.abort(reason)
-    const why = reason instanceof Error ? reason.message : String(reason)
-    for (const native of this.#member.group.natives) native?.abort(`the group was aborted: ${why}`)
+    this.#member.group.end(this.member.abort(reason))
   }
 
   get #member(): Member {
@@ -275,8 +274,15 @@ async function splitAll(group: NcclGroup, parts: readonly Part[], timeoutMs: num
     const native = (group.natives[rank] as NcclCommunicator).split({ ...(parts[rank] as Part), timeoutMs }, onFailure)
     joints[rank] = { native, group: null }
   }
-  const ended = await Promise.allSettled(joints.map(({ native }) => native.joined))
-  for (const outcome of ended) if (outcome?.status === 'rejected') throw group.fail(outcome.reason as NcclError)
+  const stop = group.watch()
+  try {
+    await Promise.all(joints.map(({ native }) => native.joined))
+  } catch (error) {
+    for (const { native } of joints.filter(Boolean)) native.abort('the split has failed')
+    throw group.fail(error as NcclError)
+  } finally {
+    stop()
+  }
   for (const rank of group.here) if ((parts[rank] as Part).color === null) joints[rank]?.native.close(timeoutMs)
   return joints
 }

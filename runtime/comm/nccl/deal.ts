@@ -52,7 +52,7 @@ export async function scatter(
           const to = placeOf((targets[rank] as Target).operand)
           if (rank !== src) return { rank, from: to, to }
           const cuts = Array<number>(size).fill(unit)
-          return { rank, from: pack(group, results, rank, placeOf(operand), operand.dtype, { outer, whole: size * unit }, cuts), to }
+          return { rank, from: pack(group, results, { rank, from: placeOf(operand) }, { outer, whole: size * unit }, cuts), to }
         })
         group.together({ kind: 'scatter', root: src, count: outer * unit }, options, parts)
       }

@@ -134,11 +134,16 @@ export class NcclGroup extends StagedGroup {
     return failure
   }
 
+  /** While a rank waits for something else: where its wire tells of the end of the group, NCCL is told. Returns how to stop that. */
+  watch(): () => void {
+    return this.#host.wire?.watch((failure) => this.end(failure)) ?? ((): void => {})
+  }
+
   /** While a rank waits for its device: what has failed meanwhile has left results without sense. */
   readonly guard: Guard = () => {
-    const stop = this.#host.wire?.watch((failure) => this.end(failure))
+    const stop = this.watch()
     return () => {
-      stop?.()
+      stop()
       return this.#used ? this.look() : null
     }
   }

@@ -260,7 +260,8 @@ async function scattered(
     if (x.size > 0) {
       const cuts = all.map((length) => length * unit)
       const parts = group.here.map((rank) => {
-        const from = pack(group, results, rank, placeOf(operands[rank] as Operand), x.dtype, { outer, whole: whole * unit }, cuts)
+        const operand = placeOf(operands[rank] as Operand)
+        const from = pack(group, results, { rank, from: operand }, { outer, whole: whole * unit }, cuts, x.dtype)
         return { rank, from, to: placeOf((targets[rank] as { operand: Source }).operand) }
       })
       const counts = all.map((length) => outer * length * inner)

@@ -1,9 +1,10 @@
-// The arithmetic of NCCL's double: elements of every type, combined one rank after the other and rounded to their type at each step.
+// The arithmetic of NCCL's double: elements of every type, combined one rank after the other.
 #pragma once
 #include <bit>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <vector>
 
 namespace nccl_double {
 
@@ -108,6 +109,14 @@ inline void Combine(int type, int op, std::byte* sum, const std::byte* part, siz
     const bool less = IsSigned(type) ? static_cast<int64_t>(a) < static_cast<int64_t>(b) : a < b;
     StoreWhole(type, sum, op == kProd ? a * b : op == kMax ? (less ? b : a) : op == kMin ? (less ? a : b) : a + b);
   }
+}
+
+/** As Combine, in float32, of halves. */
+inline void Widen(int type, const std::byte* part, size_t count, bool first, int op, std::vector<float>& sum) {
+  std::vector<float> wide(count);
+  for (size_t i = 0; i < count; i++) wide[i] = static_cast<float>(LoadFloat(type, part + 2 * i));
+  if (first) sum = wide;
+  else Combine(kFloat32, op, reinterpret_cast<std::byte*>(sum.data()), reinterpret_cast<const std::byte*>(wide.data()), count);
 }
 
 /** Each element times `factor`; a scaled sum does so with what a rank brings, an average with the sum. */

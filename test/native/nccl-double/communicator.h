@@ -77,6 +77,7 @@ struct Communicator : std::enable_shared_from_this<Communicator> {
 
   /** Runs on a stream, in its order: the collectives of a group one after the other, then its messages all together. */
   void Run(const std::vector<Operation>& operations, const std::string& planted) {
+    outstanding++;
     try {
       if (planted == "stuck") meeting.Until([] { return false; });
       if (planted.rfind("async", 0) == 0) {
@@ -144,6 +145,7 @@ struct Communicator : std::enable_shared_from_this<Communicator> {
     const bool shows = (kind != kBroadcast && kind != kScatter) || rank == root;
     const size_t each = kPiece / kBytes[type];
     std::vector<std::byte> piece(kPiece), sum(kPiece);
+    std::vector<float> wide;
     for (int part = 0; part < (parts ? size : 1); part++) {
       const bool takes = parts ? part == rank : (kind != kReduce && kind != kGather) || rank == root;
       for (size_t start = 0; start < count; start += each) {
@@ -154,7 +156,12 @@ struct Communicator : std::enable_shared_from_this<Communicator> {
           if (!takes) return;
           std::byte* const into = to + start * kBytes[type];
           const bool each_rank = kind == kAllGather || kind == kAllToAll || kind == kGather;
-          if (reduces) {
+          if (reduces && (type == kFloat16 || type == kBfloat16)) {
+            // Rounded once, in the end: as some of NCCL's ways do, where others round on the way.
+            Widen(type, data, n, source == 0, reduction >= kReductions ? kSum : reduction, wide);
+            if (source < size - 1) return;
+            for (size_t i = 0; i < n; i++) StoreFloat(type, into + 2 * i, reduction == kAvg ? wide[i] / static_cast<float>(size) : wide[i]);
+          } else if (reduces) {
             if (source == 0) std::memcpy(sum.data(), data, bytes);
             else Combine(type, reduction >= kReductions ? kSum : reduction, sum.data(), data, n);
             if (source < size - 1) return;

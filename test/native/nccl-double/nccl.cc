@@ -82,7 +82,7 @@ struct Entry {
 /** What a group has gathered, by communicator, in the order in which they came. */
 struct Part {
   Shared comm;
-  void* stream;
+  void *context, *stream;
   std::vector<Operation> operations;
   std::string planted;
 };
@@ -92,11 +92,9 @@ thread_local std::vector<Part> parts;
 
 int Enqueue(const Part& part) {
   try {
-    part.comm->outstanding++;
-    Driver::Get().Enqueue(part.stream, [part] { part.comm->Run(part.operations, part.planted); });
+    Driver::Get().Enqueue(part.context, part.stream, [part] { part.comm->Run(part.operations, part.planted); });
     return kSuccess;
   } catch (const std::exception& error) {
-    part.comm->outstanding--;
     return Refuse(kUnhandledCudaError, error.what());
   }
 }
@@ -135,7 +133,7 @@ int Add(Communicator* handle, const char* function, void* stream, const Operatio
   if (root < 0 || root >= entry.comm->size) return Refuse(kInvalidArgument, std::string(function) + ": no such rank");
   if (reduction < 0 || reduction >= kReductions + static_cast<int>(entry.comm->scales.size())) return Refuse(kInvalidArgument, std::string(function) + ": no such reduction");
   auto part = std::find_if(parts.begin(), parts.end(), [&](const Part& known) { return known.comm == entry.comm; });
-  if (part == parts.end()) part = parts.insert(part, {entry.comm, stream, {}, ""});
+  if (part == parts.end()) part = parts.insert(part, {entry.comm, Driver::Get().Context(), stream, {}, ""});
   if (part->stream != stream) return Refuse(kInvalidUsage, std::string(function) + ": two streams of one communicator in a group");
   part->operations.push_back(operation);
   if (!entry.planted.empty()) part->planted = entry.planted;
@@ -193,7 +191,7 @@ extern "C" {
 
 /** For programs without a driver: has a stream of the double's own run something in its order. */
 void RankmeshDoubleEnqueue(void* stream, void (*work)(void*), void* given) {
-  Driver::Get().Enqueue(stream, [=] { work(given); });
+  Driver::Get().Enqueue(nullptr, stream, [=] { work(given); });
 }
 
 int ncclGetVersion(int* version) {

@@ -8,8 +8,10 @@
 #include <deque>
 #include <functional>
 #include <map>
+#include <memory>
 #include <mutex>
 #include <stdexcept>
+#include <string>
 #include <thread>
 #include <utility>
 
@@ -33,6 +35,13 @@ class Driver {
     return device;
   }
 
+  /** The calling thread's context, for `Enqueue`; null without a driver. */
+  void* Context() const {
+    void* context = nullptr;
+    if (loaded()) get_current_(&context);
+    return context;
+  }
+
   /** Memory of the thread's device; null where there is none. */
   void* Allocate(size_t bytes) const {
     if (!loaded()) return std::aligned_alloc(4096, (bytes + 4095) / 4096 * 4096);
@@ -45,19 +54,24 @@ class Driver {
     else free_(reinterpret_cast<unsigned long long>(memory));
   }
 
-  /** Runs `work` behind all that the stream has been given. */
-  void Enqueue(void* stream, std::function<void()> work) {
+  /** Runs `work` behind all that the stream, which is of `context`, has been given. */
+  void Enqueue(void* context, void* stream, std::function<void()> work) {
     if (loaded()) {
       // The driver's double has one thread for everything, which cannot wait for other ranks: a thread of this work's own does.
-      auto* const job = new Job{std::move(work)};
+      auto* const job = new std::shared_ptr<Job>(new Job{std::move(work)});
       const auto step = [](void* given) {
-        auto* const job = static_cast<Job*>(given);
+        const auto job = *static_cast<std::shared_ptr<Job>*>(given);
         if (!std::exchange(job->begun, true)) std::thread([job] { job->work(), job->done = true; }).detach();
         if (!job->done) return 0;
-        delete job;
+        job->begun = job->done = false;  // a graph does it again
         return 1;
       };
-      if (enqueue_(stream, step, job) != 0) throw std::runtime_error("the driver's double takes no work for this stream");
+      const auto drop = [](void* given) { delete static_cast<std::shared_ptr<Job>*>(given); };
+      void* const before = Context();
+      set_current_(context);
+      const int result = enqueue_(stream, "a collective of NCCL's double", step, drop, job);
+      set_current_(before);
+      if (result != 0) throw std::runtime_error("the driver's double takes no work for this stream: " + std::to_string(result));
       return;
     }
     const std::lock_guard lock(mutex_);
@@ -96,7 +110,9 @@ class Driver {
     const char* const named = std::getenv("RANKMESH_CUDA_PATH");
     void* const handle = dlopen(named && *named ? named : "libcuda.so.1", RTLD_NOW | RTLD_NOLOAD);
     if (!handle) return;
-    enqueue_ = reinterpret_cast<EnqueueStep>(dlsym(handle, "RankmeshCudaDoubleEnqueue"));
+    enqueue_ = reinterpret_cast<EnqueueStep>(dlsym(handle, "rankmesh_double_enqueue"));
+    get_current_ = reinterpret_cast<int (*)(void**)>(dlsym(handle, "cuCtxGetCurrent"));
+    set_current_ = reinterpret_cast<int (*)(void*)>(dlsym(handle, "cuCtxSetCurrent"));
     get_device_ = reinterpret_cast<int (*)(int*)>(dlsym(handle, "cuCtxGetDevice"));
     allocate_ = reinterpret_cast<int (*)(unsigned long long*, size_t)>(dlsym(handle, "cuMemAlloc_v2"));
     free_ = reinterpret_cast<int (*)(unsigned long long)>(dlsym(handle, "cuMemFree_v2"));
@@ -108,9 +124,11 @@ class Driver {
     std::atomic<bool> done = false;
   };
 
-  /** Of the driver's double: has a stream call `step(given)` in its order, again and again until that returns 1; 0 means not yet. */
-  using EnqueueStep = int (*)(void* stream, int (*step)(void*), void* given);
+  /** See test/native/doubles/enqueue.h. */
+  using EnqueueStep = int (*)(void* stream, const char* what, int (*step)(void*), void (*drop)(void*), void* given);
   EnqueueStep enqueue_ = nullptr;
+  int (*get_current_)(void**) = nullptr;
+  int (*set_current_)(void*) = nullptr;
   int (*get_device_)(int*) = nullptr;
   int (*allocate_)(unsigned long long*, size_t) = nullptr;
   int (*free_)(unsigned long long) = nullptr;
