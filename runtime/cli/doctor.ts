@@ -1,7 +1,8 @@
 // `rankmesh doctor`: what this machine offers to Rankmesh and whether it works, for people and for bug reports.
 import { statfsSync } from 'node:fs'
 import { arch, cpus, freemem, platform, release, totalmem } from 'node:os'
-import { addonReport } from '../core/addon-node.ts'
+import type { CudaDeviceInfo } from '../core/addon.ts'
+import { addonReport, loadAddon } from '../core/addon-node.ts'
 import { RankmeshError } from '../core/errors.ts'
 import { Tensor } from '../core/tensor.ts'
 import { openDevice } from '../device/open.ts'
@@ -10,8 +11,8 @@ import { discoverRank } from '../scheduler/discovery.ts'
 import { launch, type RankContext } from '../scheduler/launch.ts'
 
 /**
- * What `--json` prints a list of; stable. Names: node, system, memory, launcher, /dev/shm, webgpu, webgpu:software, addon, addon:<feature>,
- * self-test:<placement>.
+ * What `--json` prints a list of; stable. Names: node, system, memory, launcher, /dev/shm, webgpu, webgpu:software, cuda:<index> or, where there
+ * is none, cuda, addon, addon:<feature>, self-test:<placement>.
  */
 interface Finding {
   name: string
@@ -44,6 +45,7 @@ export async function doctor(json: boolean): Promise<number> {
     launcher,
     await inspect('webgpu'),
     await inspect('webgpu:software'),
+    ...(await cudaFindings()),
     ...addonFindings(),
     ...tests,
   ]
@@ -66,6 +68,27 @@ async function inspect(name: string): Promise<Finding> {
   } catch (error) {
     return { name, found: false, ...told(error) }
   }
+}
+
+/** Each CUDA device, and whether it computes; one finding where there is none. */
+async function cudaFindings(): Promise<Finding[]> {
+  const addon = loadAddon()
+  const feature = addon?.features().cuda ?? { available: false, detail: 'the native addon is not there' }
+  if (!feature.available) return [{ name: 'cuda', found: false, detail: feature.detail }]
+  const test = async ({ index, name, computeCapability, memoryBytes, multiprocessors }: CudaDeviceInfo): Promise<Finding> => {
+    const detail = `${name}, compute capability ${computeCapability}, ${gibibytes(memoryBytes)}, ${multiprocessors} multiprocessors`
+    try {
+      using device = await openDevice(`cuda:${index}`)
+      using x = Tensor.from([1, 2, 3], { device })
+      using y = device.add(x, x)
+      const [, sum] = (await y.data()) as Float32Array
+      if (sum !== 4) return { name: `cuda:${index}`, found: false, failed: true, detail: `${detail}: 2 + 2 gave ${sum}` }
+      return { name: `cuda:${index}`, found: true, detail: `${detail}, kernels ${device.description.replace(/^.*\((.*)\)$/, '$1')}` }
+    } catch (error) {
+      return { name: `cuda:${index}`, found: false, failed: true, ...told(error) }
+    }
+  }
+  return Promise.all((addon?.cudaDevices?.() ?? []).map(test))
 }
 
 /** Where ranks in processes of one machine keep what they share; containers often give it 64 MiB. */

@@ -65,6 +65,25 @@ else
       for (const one of both) expect(one).toEqual(expected(['cuda:0', 'cuda:1']))
     })
 
+    it('rankmesh doctor tries each device, and says why there is none', async () => {
+      const doctor = await bundle('runtime/cli/main.ts')
+      const findings = async (env: NodeJS.ProcessEnv): Promise<Record<string, { found: boolean; detail: string }>> => {
+        const variables = { ...process.env, RANKMESH_ADDON: addonReport().path ?? 'off', ...env }
+        const { stdout } = await run(process.execPath, [doctor, 'doctor', '--json'], { env: variables })
+        return Object.fromEntries((JSON.parse(stdout) as { name: string; found: boolean; detail: string }[]).map((one) => [one.name, one]))
+      }
+      const there = await findings({})
+      for (const name of ['cuda:0', 'cuda:1'])
+        expect(there[name]).toMatchObject({
+          found: true,
+          detail: 'Emulated CUDA device, compute capability 9.0, 4.0 GiB, 4 multiprocessors, kernels sm_90, cuBLASLt',
+        })
+      expect(there['addon:cuda']).toMatchObject({ found: true, detail: 'driver for CUDA 13.0, 2 devices' })
+      const none = await findings({ RANKMESH_CUDA_PATH: '/nowhere/libcuda.so' })
+      for (const name of ['cuda', 'addon:cuda'])
+        expect(none[name]).toMatchObject({ found: false, detail: expect.stringContaining('/nowhere/libcuda.so') })
+    })
+
     it('what `cuda` stands for', () => {
       expect(devicesFor(['cuda'], 1)).toEqual(['cuda'])
       expect(devicesFor(['cuda'], 8)).toEqual(['cuda:0', 'cuda:1'])
