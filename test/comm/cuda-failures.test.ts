@@ -1,0 +1,112 @@
+// Ranks whose kernels wait for others that do not come: everybody hears of it within the deadline, and who it was; then a new group works at once.
+import { afterAll, afterEach, describe, expect, it } from 'vitest'
+import type { Communicator } from '../../runtime/comm/communicator.ts'
+import type { RankmeshError } from '../../runtime/core/errors.ts'
+import { Tensor } from '../../runtime/core/tensor.ts'
+import type { CudaDevice } from '../../runtime/device/cuda/device.ts'
+import type { Device } from '../../runtime/device/device.ts'
+import { launch } from '../../runtime/scheduler/launch.ts'
+import { control, cudaDevices, reason } from '../support/cuda.ts'
+import { errorOf, sleep } from '../support/outcomes.ts'
+import { overPeers } from './cuda-ranks.ts'
+
+const [a, b] = (await Promise.all(cudaDevices().map(({ open }) => open()))) as [CudaDevice, CudaDevice]
+afterAll(() => {
+  for (const device of [a, b]) device?.dispose()
+})
+afterEach(() => control.plant('delay 1 0'))
+
+type Ranks = { name: string; run<T>(main: (rank: { rank: number; comm: Communicator; device: Device }) => Promise<T>): Promise<T[]> }
+const GROUPS: readonly Ranks[] = [
+  { name: 'in one thread', run: (main) => launch({ ranks: 2, devices: [a, b] }, main) },
+  { name: 'that share no thread', run: (main) => overPeers([a, b], main) },
+]
+
+const WIDTH = 100
+const CALLS: Record<string, (comm: Communicator, device: Device, timeoutMs: number) => Promise<Tensor>> = {
+  'allReduce by packets': (comm, device, timeoutMs) => comm.allReduce(Tensor.full([WIDTH], 1, { device }), { timeoutMs }),
+  'allReduce of more': (comm, device, timeoutMs) => comm.allReduce(Tensor.full([40 * WIDTH], 1, { device }), { timeoutMs }),
+  'allReduce in two steps': (comm, device, timeoutMs) =>
+    comm.allReduce(Tensor.full([WIDTH], 1, { device }), { timeoutMs, algorithm: 'two-shot' }),
+  'the fused norm': (comm, device, timeoutMs) => {
+    const [x, residual] = [Tensor.full([2, WIDTH], 1, { device }), Tensor.full([2, WIDTH], 1, { device })]
+    return comm.allReduceResidualBiasRMSNorm({ x, residual, weight: Tensor.full([WIDTH], 1, { device }) }, { timeoutMs })
+  },
+  allGather: (comm, device, timeoutMs) => comm.allGather(Tensor.full([WIDTH], 1, { device }), { timeoutMs }),
+}
+
+const LIMIT_MS = 400
+/** Until it is taken back. */
+const STALLED = 'delay 1 600000000'
+
+describe.skipIf(reason !== '').each(GROUPS)(`ranks $name${reason}`, ({ run }) => {
+  const works = (): Promise<unknown> =>
+    run(async ({ comm, device, rank }) => {
+      using x = Tensor.full([8], rank + 1, { device })
+      using sum = await comm.allReduce(x)
+      expect(await sum.data()).toEqual(new Float32Array(8).fill(3))
+    })
+
+  it.each(Object.keys(CALLS))('%s: a device that stalls is named by the rank that waits for it, and both ranks are told', async (name) => {
+    const call = CALLS[name] as (typeof CALLS)[string]
+    const told = await run(async ({ comm, device, rank }) => {
+      const before = await call(comm, device, 20_000) // all is well at first
+      await before.bytes()
+      await comm.barrier()
+      if (rank === 0) control.plant(STALLED)
+      await comm.barrier()
+      const result = await call(comm, device, LIMIT_MS)
+      const error = await errorOf(result.bytes())
+      const later = await errorOf(call(comm, device, 20_000))
+      if (rank === 0) control.plant('delay 1 0') // this rank's limit is over: the other one may come, too late
+      comm.destroy()
+      return { error, later }
+    })
+    for (const [rank, { error, later }] of told.entries()) {
+      expect(error, `rank ${rank}`).toMatchObject({ code: 'ERR_TIMEOUT', rank: 1 } satisfies Partial<RankmeshError>)
+      expect(error.message).toContain('Rank 1 did not arrive in time')
+      expect(['ERR_TIMEOUT', 'ERR_RANK_FAILED'], `rank ${rank}, later`).toContain(later.code)
+    }
+    await works()
+  })
+
+  it.each(Object.keys(CALLS))('control: %s with a device that is late, but not too late', async (name) => {
+    const call = CALLS[name] as (typeof CALLS)[string]
+    control.plant(`delay 1 ${100 * LIMIT_MS}`)
+    await run(async ({ comm, device }) => {
+      await (await call(comm, device, 100 * LIMIT_MS)).bytes()
+    })
+    control.plant('delay 1 0')
+    await works()
+  })
+
+  it('a rank that does not call is named by all others', async () => {
+    const told = await run(async ({ comm, device, rank }) => {
+      if (rank === 1) {
+        await sleep(3 * LIMIT_MS)
+        return null
+      }
+      return errorOf(comm.allReduce(Tensor.full([WIDTH], 1, { device }), { timeoutMs: LIMIT_MS }))
+    })
+    expect(told[0]).toMatchObject({ code: 'ERR_TIMEOUT', rank: 1 })
+    await works()
+  })
+
+  it('abort ends what kernels wait for at once', async () => {
+    const told = await run(async ({ comm, device, rank }) => {
+      await comm.barrier()
+      if (rank === 0) control.plant(STALLED)
+      await comm.barrier()
+      const result = await comm.allReduce(Tensor.full([WIDTH], 1, { device }), { timeoutMs: 600_000 })
+      if (rank === 1) return null
+      const reading = errorOf(result.bytes())
+      await sleep(LIMIT_MS / 4)
+      comm.abort(new Error('enough'))
+      const error = await reading // long before 10 minutes
+      control.plant('delay 1 0')
+      return error
+    })
+    expect(told[0]).toMatchObject({ code: 'ERR_RANK_FAILED' })
+    await works()
+  })
+})
