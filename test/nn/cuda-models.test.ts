@@ -1,0 +1,47 @@
+// Tiny models of every family on emulated CUDA devices: transformers' logits and greedy ids, on one device, on two that reach each other, and
+// beside a CPU. Kernels, streams, graphs and collectives are those of real devices.
+import { readdirSync, readFileSync } from 'node:fs'
+import { join } from 'node:path'
+import { afterAll, describe, expect, it } from 'vitest'
+import type { Device } from '../../runtime/device/device.ts'
+import { openDevice } from '../../runtime/device/open.ts'
+import { control, cudaDevices, reason } from '../support/cuda.ts' // first
+import { decode } from '../support/decoding.ts'
+import { maxAbsDiff } from '../support/reference-ops.ts'
+
+const folder = join(import.meta.dirname, '../fixtures/tiny-models')
+const TOKENS = 20
+
+const devices: Device[] = await Promise.all(cudaDevices().map(({ open }) => open()))
+const cpu = await openDevice('cpu')
+afterAll(() => {
+  for (const device of [...devices, cpu]) device.dispose()
+})
+const [first, second] = devices as [Device, Device]
+const KINDS: [kind: string, devices: readonly Device[], ranks: readonly number[]][] = [
+  ['one device', [first], [1, 2, 4]],
+  ['two devices', [first, second], [2, 4]],
+  ['a device and a CPU', [first, cpu], [2]],
+]
+
+describe.skipIf(reason !== '')(`tiny models on CUDA${reason}`, () => {
+  describe.each(readdirSync(folder))('%s', (name) => {
+    const expected = JSON.parse(readFileSync(join(folder, name, 'expected.json'), 'utf8'))
+    for (const [kind, on, counts] of KINDS) {
+      it.each(counts)(`%i ranks on ${kind}`, async (ranks) => {
+        const placed = Array.from({ length: ranks }, (_, rank) => on[Math.floor((rank * on.length) / ranks)] as Device)
+        const ended = await decode(join(folder, name), expected.promptIds, TOKENS, placed)
+        for (const { first, ids, bits } of ended) {
+          expect(maxAbsDiff(first, expected.lastLogits)).toBeLessThan(1e-4)
+          expect(ids).toEqual(expected.greedyIds.slice(0, TOKENS))
+          expect(bits.equals(ended[0]?.bits as Buffer)).toBe(true)
+        }
+        expect(control.counts().reports, 'complaints of the emulated devices').toBe(0)
+      })
+    }
+  })
+
+  it('use kernels of the devices', () => {
+    expect(control.counts().kernels).toBeGreaterThan(1000)
+  })
+})
