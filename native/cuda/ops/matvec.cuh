@@ -24,12 +24,13 @@ __device__ inline void MatvecSums(const ProductArgs& args, int64_t token, int64_
   }
   const int64_t units = UnitsOf<W>(args.k);
   // Enough is on its way at once: eights of two units, or one unit of a block.
-#pragma unroll(W::kUnit == kEight && kTokens <= 4 ? 2 : 1)
+#pragma unroll(kWhole && W::kUnit == kEight && kTokens <= 4 ? 2 : 1)
   for (int64_t unit = threadIdx.x; unit < units; unit += blockDim.x) {
     typename W::Raw raw[kMatvecOuts];
 #pragma unroll
     for (int o = 0; o < kMatvecOuts; o++) raw[o] = W::template Read<kWhole>(w[o], unit, args.k);
-#pragma unroll
+    // What is not whole is rare: less code for it.
+#pragma unroll(kWhole ? W::kUnit / kEight : 1)
     for (int eight = 0; eight < W::kUnit / kEight; eight++) {
       const int64_t at = unit * W::kUnit + eight * kEight;
       float weight[kMatvecOuts][kEight];

@@ -56,9 +56,11 @@ template <typename From, int N>
 __device__ inline void JoinTree(const ReduceArgs& args, int64_t at, int64_t there, float (&sum)[N]) {
   float waiting[kWaiting][N];
   int depth = 0;
+#pragma unroll 1
   for (int s = 0; s < args.count; s++) {
     float next[N];
     GetSome<From>(static_cast<const typename From::Bits*>(args.slices[s]) + at, there, next);
+#pragma unroll 1
     for (int joins = args.joins[s]; joins > 0; joins--) {
       depth--;
 #pragma unroll
@@ -93,6 +95,7 @@ __device__ inline void Reduce(const ReduceArgs& args) {
 __device__ inline void ReduceWords(const ReduceArgs& args) {
   EachOf(args.rows, args.n, [&](int64_t row, int64_t i) {
     uint32_t sum = 0;
+#pragma unroll 1
     for (int s = 0; s < args.count; s++) {
       const uint32_t value = static_cast<const uint32_t*>(args.slices[s])[row * args.pitch + i];
       sum = s == 0 ? value : JoinedWords(args.reduction, sum, value);
