@@ -36,6 +36,7 @@ import {
 import type { MoeAllReduceFusion, MoeFinalizeAllReduceFusion } from './fusion/moe.ts'
 import type { AllReduceFusion, FusionResult } from './fusion/options.ts'
 import { type GroupHost, type HostComm, LocalHostComm } from './host.ts'
+import { NcclComm, type NcclReach, ncclReachOf } from './nccl/comm.ts'
 import type { Recording } from './recording.ts'
 import type { MeetOptions } from './rendezvous.ts'
 import { StagedComm } from './staged/comm.ts'
@@ -45,9 +46,9 @@ import { WireHostComm } from './wire-host.ts'
 
 /**
  * `hybrid` is for ranks on devices of any kind, together; `cpu` the same for ranks on the CPU alone; `cuda-ipc` for ranks on CUDA devices that can
- * use each other's memory.
+ * use each other's memory; `nccl` for ranks on a CUDA device each, on one machine or several.
  */
-export type DeviceBackend = 'webgpu' | 'cpu' | 'hybrid' | 'cuda-ipc'
+export type DeviceBackend = 'webgpu' | 'cpu' | 'hybrid' | 'cuda-ipc' | 'nccl'
 
 export interface GroupOptions {
   /** The group's ranks hold different experts and different tokens: dispatch and combine then move tokens. Alike on all ranks. */
@@ -65,31 +66,33 @@ export async function createDeviceComm(backend: DeviceBackend, { host, device }:
     return WebGpuComm.create(group, device)
   }
   if (backend === 'cuda-ipc') return CudaComm.create(group, device)
+  if (backend === 'nccl') return NcclComm.create(group, device)
   if (!(device instanceof EngineDevice || (backend === 'hybrid' && device instanceof WebGpuDevice))) {
     throw invalidArgument('device', backend === 'cpu' ? 'a CPU device' : 'a device from openDevice', device)
   }
   return backend === 'cpu' ? commFor(host, device) : StagedComm.create(group, device)
 }
 
-const BACKENDS: readonly DeviceBackend[] = ['webgpu', 'cpu', 'hybrid', 'cuda-ipc']
+const BACKENDS: readonly DeviceBackend[] = ['webgpu', 'cpu', 'hybrid', 'cuda-ipc', 'nccl']
 
 /** Other ranks' devices are known by their kind, and what they call themselves. */
 interface DeviceOutline {
   kind: Device['kind']
   adapter: string
-  /** Of a CUDA device. */
+  /** Of a CUDA device, and of this rank's NCCL. */
   reach: Reach | null
+  nccl: NcclReach | null
 }
 
 /**
- * As createDeviceComm, with the backend that suits all the group's devices: WebGPU's or an engine's where they are of that kind alone, kernels over
- * peers' memory where CUDA devices can use that.
+ * As createDeviceComm, with the backend that suits all the group's devices: WebGPU's or an engine's where they are of that kind alone; kernels over
+ * peers' memory where CUDA devices can use that, else NCCL where all ranks have it.
  */
 async function commFor(host: HostComm, device: Device): Promise<DeviceComm> {
   const group = groupHostOf(host, 'chosen')
   if (!(device instanceof WebGpuDevice || device instanceof EngineDevice))
     throw invalidArgument('device', 'a device from openDevice', device)
-  const outline = (one: Device): DeviceOutline => ({ kind: one.kind, adapter: one.description, reach: reach(one) })
+  const outline = (one: Device): DeviceOutline => ({ kind: one.kind, adapter: one.description, reach: reach(one), nccl: ncclReach(one) })
   const complete = (devices: Device[]): MakeComm[] => {
     const make = makerOf(group, devices)
     return devices.map(() => make)
@@ -106,14 +109,21 @@ function reach(device: Device | DeviceOutline): Reach | null {
   return device instanceof CudaDevice ? reachOf(device) : null
 }
 
-/** Over peers' memory, or, where the driver then refuses that on some rank, through the host's. */
-async function overPeers(host: GroupHost, device: Device): Promise<DeviceComm> {
-  try {
-    return await CudaComm.create(host, device)
-  } catch (error) {
-    if (!(error instanceof BackendUnavailableError)) throw error
-    debug(`${error.message}; collectives go through the host's memory`)
-    return StagedComm.create(host, device)
+function ncclReach(device: Device | DeviceOutline): NcclReach | null {
+  if ('nccl' in device) return device.nccl
+  return device instanceof CudaDevice ? ncclReachOf(device) : null
+}
+
+/** As `create`, or, where a driver or a library then refuses that on some rank, through the host's memory. */
+function unlessRefused(create: (host: GroupHost, device: Device) => Promise<DeviceComm>): MakeComm {
+  return async (host, device) => {
+    try {
+      return await create(host, device)
+    } catch (error) {
+      if (!(error instanceof BackendUnavailableError)) throw error
+      debug(`${error.message}; collectives go through the host's memory`)
+      return StagedComm.create(host, device)
+    }
   }
 }
 
@@ -128,7 +138,11 @@ function makerOf(group: GroupHost, devices: readonly Device[]): MakeComm {
     return (host, device) => new EngineComm(host, device, common)
   }
   const reaches = devices.map(reach)
-  if (reaches.every((one) => one !== null) && CudaComm.obstacle(reaches) === null) return overPeers
+  if (reaches.every((one) => one !== null) && CudaComm.obstacle(reaches) === null)
+    return unlessRefused((host, device) => CudaComm.create(host, device))
+  const libraries = devices.map(ncclReach)
+  if (libraries.every((one) => one !== null) && NcclComm.obstacle(libraries) === null)
+    return unlessRefused((host, device) => NcclComm.create(host, device))
   const common = StagedComm.commonOf(group, devices)
   return (host, device) => new StagedComm(host, device, common)
 }

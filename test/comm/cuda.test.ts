@@ -1,11 +1,15 @@
 // The conformance suite over CUDA ranks: kernels over peers' memory, on one device and on two; one engine's commands; and host memory, with a rank
 // on the CPU.
 import { afterAll, describe, expect, it } from 'vitest'
+import { createDeviceComm } from '../../runtime/comm/communicator.ts'
+import { Tensor } from '../../runtime/core/tensor.ts'
 import type { CudaDevice } from '../../runtime/device/cuda/device.ts'
 import type { Device } from '../../runtime/device/device.ts'
 import { openDevice } from '../../runtime/device/open.ts'
 import { launch } from '../../runtime/scheduler/launch.ts'
-import { cudaDevices, reason } from '../support/cuda.ts'
+import { buildNccl } from '../native/nccl-double/build.ts'
+import { control, cudaDevices, reason } from '../support/cuda.ts'
+import { errorOf } from '../support/outcomes.ts'
 import { Random, seed } from '../support/random.ts'
 import { allCases, conformance, type GroupKind, groupOf, shareOf } from './conformance.ts'
 import { overPeers } from './cuda-ranks.ts'
@@ -58,5 +62,40 @@ describe.skipIf(reason !== '')(`the choice for CUDA ranks${reason}`, () => {
     const devices = place.map((index) => [first, second, cpu][index] as Device)
     const told = await launch({ ranks: place.length, devices }, async ({ comm }) => comm.describe())
     for (const text of told) expect(text).toContain(wanted)
+  })
+
+  it("devices that cannot use each other's memory: NCCL where it is there, else host memory", async () => {
+    const told = (): Promise<string[]> => launch({ ranks: 2, devices: [first, second] }, async ({ comm }) => comm.describe())
+    const before = process.env.RANKMESH_NCCL_PATH
+    control.plant('peers 0')
+    try {
+      process.env.RANKMESH_NCCL_PATH = '/nowhere/libnccl.so.2'
+      for (const text of await told()) expect(text).toContain('reductions in host memory')
+      process.env.RANKMESH_NCCL_PATH = await buildNccl()
+      for (const text of await told()) expect(text).toContain('NCCL')
+    } finally {
+      control.plant('peers 1')
+      if (before === undefined) delete process.env.RANKMESH_NCCL_PATH
+      else process.env.RANKMESH_NCCL_PATH = before
+    }
+    for (const text of await told()) expect(text).toContain("reductions by kernels over the devices' memory")
+  })
+
+  it('createDeviceComm by name: refused where the devices are of another kind, or do not reach each other', async () => {
+    const asked = (devices: readonly Device[]): Promise<unknown[]> =>
+      launch({ ranks: 2, devices }, ({ host, device }) => errorOf(createDeviceComm('cuda-ipc', { host, device })))
+    expect(await asked([first, cpu])).toEqual([expect.objectContaining({ rank: 1 }), expect.objectContaining({ code: 'ERR_ARGUMENT' })])
+    control.plant('peers 0')
+    for (const error of await asked([first, second])) expect(error).toMatchObject({ code: 'ERR_BACKEND_UNAVAILABLE' })
+    control.plant('peers 1')
+    const comms = await launch({ ranks: 2, devices: [first, second] }, async ({ host, device }) => {
+      const comm = await createDeviceComm('cuda-ipc', { host, device })
+      using sum = await comm.allReduce(Tensor.full([5], 2, { device }))
+      return [comm.describe(), await sum.data()]
+    })
+    for (const [about, sum] of comms) {
+      expect(about).toContain('by kernels over')
+      expect(sum).toEqual(new Float32Array(5).fill(4))
+    }
   })
 })
