@@ -45,7 +45,8 @@ void Engine::Close() {
   if (!device_) return;
   const Driver& driver = device_->driver;
   if (device_->TryEnter())
-    for (const auto& queue : queues) driver.cuStreamSynchronize(static_cast<Stream*>(queue.get())->handle());
+    for (const auto& queue : queues)
+      if (const auto handle = static_cast<Stream*>(queue.get())->handle()) driver.cuStreamSynchronize(handle);
   retired_.clear();
   meetings.clear();
   // What JavaScript still holds of streams is empty then.
@@ -96,11 +97,12 @@ void Engine::Free(uint32_t id) {
 
 void Engine::Retire(std::shared_ptr<void> unused) {
   if (!device_) return;
-  device_->Enter();
+  device_->TryEnter();
   if (retired_.empty() || retired_.back().submits != submits_) {
     Retired retired{{}, {}, submits_};
     try {
       for (const auto& queue : queues) {
+        if (!static_cast<Stream*>(queue.get())->handle()) continue;
         retired.events.push_back(std::make_unique<Event>(device_, kEventUntimed));
         retired.events.back()->Record(static_cast<Stream*>(queue.get())->handle());
       }
@@ -143,6 +145,11 @@ std::shared_ptr<Stream> Engine::NewStream() {
   auto stream = std::make_shared<Stream>(*this);
   queues.push_back(stream);
   return stream;
+}
+
+void Engine::Leave(std::shared_ptr<Stream> stream) {
+  Stream* const left = stream.get();
+  Retire(std::shared_ptr<void>(left, [kept = std::move(stream)](void*) { kept->Close(); }));
 }
 
 Exported Engine::Export(uint32_t id) const {

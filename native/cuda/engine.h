@@ -44,6 +44,8 @@ class Engine final : public engine::Registry {
   std::byte* At(uint32_t id, size_t offset, size_t bytes) const;
 
   std::shared_ptr<Stream> NewStream();
+  /** Nobody gives the stream anything more: once what it has been given has run, all that is left of it is its number. */
+  void Leave(std::shared_ptr<Stream> stream);
   /** Runs what gives commands to streams; where it fails, the device has failed, and later ones are dropped. Throws engine::BadCommand. */
   template <typename Work>
   void Submit(Work work) {

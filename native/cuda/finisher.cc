@@ -24,6 +24,11 @@ Finisher::Finisher(Napi::Env env, std::shared_ptr<Engine> engine, std::shared_pt
   napi_add_env_cleanup_hook(env, Cleanup, this);
 }
 
+Finisher::~Finisher() {
+  Stop();
+  engine_->Leave(stream_);
+}
+
 Napi::Promise Finisher::Finish(Napi::Env env) {
   auto waiting = std::make_unique<Waiting>();
   napi_value promise;

@@ -16,7 +16,8 @@ class Finisher {
  public:
   Finisher(Napi::Env env, std::shared_ptr<Engine> engine, std::shared_ptr<Stream> stream);
   Finisher(const Finisher&) = delete;
-  ~Finisher() { Stop(); }
+  /** Nobody holds the queue any more. */
+  ~Finisher();
 
   /**
    * On the JavaScript thread, as Stop: a promise of true once everything submitted so far has run, of false where Stop comes before; rejected where

@@ -32,6 +32,7 @@ void Stream::Close() {
 }
 
 void Stream::Run(const engine::Command& command) {
+  if (!handle_) return;
   if (command.call.op == engine::kWait) {
     WaitFor(*static_cast<Stream*>(command.queue.get()));
     return;
@@ -118,7 +119,8 @@ Event& Stream::Mark() {
 }
 
 void Stream::WaitFor(Stream& other) {
-  if (&other == this) return;
+  // One that has been left has nothing more to wait for.
+  if (&other == this || !other.handle_) return;
   const Event& mark = other.Mark();
   moved_ = true;
   device_->driver.Check(device_->driver.cuStreamWaitEvent(handle_, mark.handle(), 0), "cuStreamWaitEvent");
