@@ -55,8 +55,8 @@ class Bell {
  private:
   /** Some microseconds. */
   static constexpr int kLooks = 200;
-  /** To fall asleep and to be woken costs as much on a machine that is virtual. */
-  static constexpr std::chrono::microseconds kYielding{100};
+  /** To fall asleep and to be woken costs some 100 on a machine that is virtual, and there is a wait in each layer of a model. */
+  static constexpr std::chrono::microseconds kYielding{1000};
   static constexpr std::chrono::milliseconds kGlance{20};
 
   std::atomic<int> sleepers_ = 0;

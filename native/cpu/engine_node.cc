@@ -50,6 +50,7 @@ Napi::Value Measured(Napi::Env env, Queue& queue) {
 struct Made : CpuRegistry {
   /** By number, as `queues`; those that are still there. */
   std::vector<std::weak_ptr<Queue>> threads;
+  const std::shared_ptr<Team> team = std::make_shared<Team>();
 };
 
 Napi::Value CreateProgram(Napi::Env env, const std::shared_ptr<Made>& made, Napi::Value given) {
@@ -92,7 +93,7 @@ Napi::Value CreateProgram(Napi::Env env, const std::shared_ptr<Made>& made, Napi
 
 Napi::Value CreateQueue(Napi::Env env, const std::shared_ptr<Made>& registry, Napi::Value core) {
   const auto progress = std::make_shared<Progress>();
-  const auto queue = std::make_shared<Queue>(env, ChooseKernels(), progress, static_cast<int>(IntegerOf(core, "core", -1, 1 << 20)));
+  const auto queue = std::make_shared<Queue>(env, ChooseKernels(), progress, registry->team, static_cast<int>(IntegerOf(core, "core", -1, 1 << 20)));
   auto object = Napi::Object::New(env);
   object.Set("id", static_cast<double>(registry->queues.size()));
   registry->queues.push_back(progress);

@@ -4,48 +4,39 @@
 #include <algorithm>
 #include <chrono>
 
-#ifdef __linux__
-#include <pthread.h>
-#include <sched.h>
-#endif
+#include "processors.h"
 
 namespace rankmesh::cpu {
 namespace {
 
 using Clock = std::chrono::steady_clock;
 
-/** Looks for work before the thread sleeps: some 10 microseconds. */
+/** Looks for work before the thread gives way to others: some 10 microseconds. */
 constexpr int kSpins = 300;
+/** For so long it is ready to go on: JavaScript reads what one step has left, and hands over the next one. */
+constexpr std::chrono::microseconds kYielding{500};
 
-/** Keeps this thread on the processor that comes at `core` among those it may run on. */
-void Pin(int core) {
-#ifdef __linux__
-  cpu_set_t allowed;
-  if (core < 0 || sched_getaffinity(0, sizeof allowed, &allowed) != 0) return;
-  for (int cpu = 0; cpu < CPU_SETSIZE; cpu++) {
-    if (!CPU_ISSET(cpu, &allowed) || core-- > 0) continue;
-    cpu_set_t one;
-    CPU_ZERO(&one);
-    CPU_SET(cpu, &one);
-    pthread_setaffinity_np(pthread_self(), sizeof one, &one);
-    return;
-  }
-#else
-  (void)core;
-#endif
-}
-
-/** Counts this thread as one of a queue. */
+/** Counts this thread as one of a queue, and of its team. */
 struct Running {
-  Running() { running_queues++; }
+  Running(Team& team, Work*& place) : team_(team), place_(place) {
+    running_queues++;
+    place_ = team_.Join();
+  }
   Running(const Running&) = delete;
-  ~Running() { running_queues--; }
+  ~Running() {
+    team_.Leave(place_);
+    running_queues--;
+  }
+
+ private:
+  Team& team_;
+  Work*& place_;
 };
 
 }  // namespace
 
-Queue::Queue(Napi::Env env, const Kernels& kernels, std::shared_ptr<Progress> progress, int core)
-    : env_(env), kernels_(kernels), progress_(std::move(progress)), core_(core) {
+Queue::Queue(Napi::Env env, const Kernels& kernels, std::shared_ptr<Progress> progress, std::shared_ptr<Team> team, int core)
+    : env_(env), kernels_(kernels), progress_(std::move(progress)), team_(std::move(team)), core_(core) {
   const auto name = Napi::String::New(env, "rankmesh cpu queue");
   if (napi_create_threadsafe_function(env, nullptr, nullptr, name, 0, 1, nullptr, nullptr, this, Settle, &settle_) != napi_ok)
     throw Napi::Error::New(env);
@@ -95,18 +86,20 @@ Napi::Promise Queue::Finish(Napi::Env env) {
 
 void Queue::Run() {
   Pin(core_);
-  const Running running;
+  const Running running(*team_, work_of_team_);
   for (;;) {
-    for (int spins = 0; spins < kSpins && waiting_ == 0 && !stop_; spins++) Pause();
+    Look();
     Job job;
     {
       std::unique_lock lock(mutex_);
+      if (jobs_.empty()) team_->Rest(work_of_team_);
       work_.wait(lock, [this] { return stop_ || drain_ || !jobs_.empty(); });
       if (stop_ || jobs_.empty()) return;
       job = std::move(jobs_.front());
       jobs_.pop_front();
       waiting_--;
     }
+    team_->KeepApart(work_of_team_);
     for (size_t i = 0, commands = job.size(); i < commands; i++) {
       if (stop_ || !RunCommand(job, i)) {
         Abandon(job, i);
@@ -122,6 +115,16 @@ void Queue::Run() {
   }
 }
 
+void Queue::Look() {
+  for (int spins = 0; spins < kSpins && waiting_ == 0 && !stop_; spins++) Pause();
+  for (const auto until = Clock::now() + kYielding; waiting_ == 0 && !stop_ && Clock::now() < until;)
+    if (!Help()) std::this_thread::yield();
+}
+
+bool Queue::Help() {
+  return team_->Help(work_of_team_, [this](const Call& piece) { kernels_.run[piece.op](piece, scratch_); });
+}
+
 bool Queue::RunCommand(const Job& job, size_t index) {
   const Part* const part = job.run ? &job.run->program->parts[job.part] : nullptr;
   const Command& command = part ? part->commands[index] : job.commands[index];
@@ -134,12 +137,13 @@ bool Queue::RunCommand(const Job& job, size_t index) {
 
 bool Queue::Wait(Progress& other, uint64_t epoch) {
   const auto done = [&] { return other.completed.load(std::memory_order_acquire) >= epoch; };
-  return other.bell.Wait([&] { return done() || other.ended; }, stop_) && done();
+  return other.bell.Wait([&] { return Or([&] { return done() || other.ended; }); }, stop_) && done();
 }
 
 bool Queue::Meet(Gathering& meeting, const Call& work) {
   if (++meeting.arrived == meeting.members) meeting.bell.Ring();
-  if (!meeting.bell.Wait([&] { return meeting.arrived == meeting.members || meeting.broken; }, stop_) || meeting.broken) return false;
+  const auto met = [&] { return Or([&] { return meeting.arrived == meeting.members || meeting.broken; }); };
+  if (!meeting.bell.Wait(met, stop_) || meeting.broken) return false;
   const size_t pieces = work.last;
   Call call = work;
   for (size_t piece; (piece = meeting.next++) < pieces;) {
@@ -163,10 +167,23 @@ void Queue::Abandon(const Job& job, size_t from) {
   }
 }
 
+template <typename Done>
+bool Queue::Or(Done done) {
+  if (done()) return true;
+  team_->KeepApart(work_of_team_);
+  return Help() && done();
+}
+
+void Queue::RunShared(const Call& call) {
+  const size_t rows = work_of_team_ ? team_->PieceOf(call) : 0;
+  if (rows == 0) return kernels_.run[call.op](call, scratch_);
+  work_of_team_->Share(call, rows, [&](const Call& piece) { kernels_.run[piece.op](piece, scratch_); });
+}
+
 void Queue::RunKernel(const Call& call) {
-  if (!measure_) return kernels_.run[call.op](call, scratch_);
+  if (!measure_) return RunShared(call);
   const auto start = Clock::now();
-  kernels_.run[call.op](call, scratch_);
+  RunShared(call);
   const auto took = std::chrono::duration_cast<std::chrono::nanoseconds>(Clock::now() - start).count();
   const std::lock_guard lock(mutex_);
   Times& times = times_[{call.op, call.types[0], call.types[1]}];

@@ -12,6 +12,7 @@
 #include "commands.h"
 #include "kernels.h"
 #include "program.h"
+#include "team.h"
 
 namespace rankmesh::cpu {
 
@@ -26,7 +27,7 @@ class Queue {
   using Variant = std::tuple<uint32_t, uint32_t, uint32_t>;
 
   /** `core` counts the processors that this process may run on; negative: any of them. */
-  Queue(Napi::Env env, const Kernels& kernels, std::shared_ptr<Progress> progress, int core);
+  Queue(Napi::Env env, const Kernels& kernels, std::shared_ptr<Progress> progress, std::shared_ptr<Team> team, int core);
   Queue(const Queue&) = delete;
   /** Runs what was submitted to its end. */
   ~Queue();
@@ -60,6 +61,15 @@ class Queue {
   bool Wait(Progress& other, uint64_t epoch);
   bool Meet(Gathering& gathering, const Call& work);
   void RunKernel(const Call& call);
+  /** By this thread, and others of the team that have nothing to do. */
+  void RunShared(const Call& call);
+  /** Looks for jobs, for a while. */
+  void Look();
+  /** Runs a piece of another's work, if there is any. */
+  bool Help();
+  /** Whether `done()`, having helped others of the team where it is not. */
+  template <typename Done>
+  bool Or(Done done);
   /** Tells those who wait for commands that these will not run. */
   static void Abandon(const Job& job, size_t from);
   static void Settle(napi_env env, napi_value, void* queue, void* deferred);
@@ -69,6 +79,8 @@ class Queue {
   napi_env env_;
   const Kernels& kernels_;
   const std::shared_ptr<Progress> progress_;
+  const std::shared_ptr<Team> team_;
+  Work* work_of_team_ = nullptr;
   const int core_;
   Scratch scratch_;
   napi_threadsafe_function settle_ = nullptr;

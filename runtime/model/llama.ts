@@ -41,8 +41,10 @@ export class Llama implements Disposable {
   readonly #ranks: { comm: Communicator; device: Device }
   #length = 0
   #lastTokens = 1
-  /** A step of one token, where the group records, and the logits that it leaves. */
+  /** A step of one token, where the group records, and where it leaves its logits. */
   #step: { recording: Recording; logits: Tensor } | undefined
+  /** What the last step's logits were given out as, while they lie there. */
+  #lent: Logits | undefined
 
   private constructor(
     config: LlamaConfig,
@@ -146,7 +148,9 @@ export class Llama implements Disposable {
       last = await this.#run(part, all ? 'all' : final ? 'last' : 'none')
       if (all && last) rows.push((await last.data()) as Float32Array)
     }
-    return new Logits(last as Tensor, all ? rows : null)
+    const logits = new Logits(last as Tensor, all ? rows : null)
+    if (this.#step && this.#lastTokens === 1) this.#lent = logits
+    return logits
   }
 
   dispose(): void {
@@ -164,23 +168,30 @@ export class Llama implements Disposable {
   /** Runs the next tokens, at most maxTokens; gives the logits that are asked for. */
   async #run(ids: readonly number[], wanted: 'all' | 'last' | 'none'): Promise<Tensor | undefined> {
     const tokens = ids.length
-    this.#parts.workspace.rows(tokens).ids.set(ids)
-    const logits = tokens === 1 && this.#ranks.comm.records ? await this.#recorded() : await this.#plain(tokens, wanted)
+    const logits = tokens === 1 && this.#ranks.comm.records ? await this.#recorded(ids) : await this.#plain(ids, wanted)
     this.#length += tokens
     this.#lastTokens = tokens
     return logits
   }
 
-  async #plain(tokens: number, wanted: 'all' | 'last' | 'none'): Promise<Tensor | undefined> {
+  async #plain(ids: readonly number[], wanted: 'all' | 'last' | 'none'): Promise<Tensor | undefined> {
+    const tokens = ids.length
+    this.#parts.workspace.rows(tokens).ids.set(ids)
     const hidden = await this.#decode(tokens, this.#length)
     return wanted === 'none' ? undefined : this.#logits(hidden, tokens, wanted === 'all')
   }
 
   /** One token, by the recording of a step: the first one makes it. */
-  async #recorded(): Promise<Tensor> {
+  async #recorded(id: readonly number[]): Promise<Tensor> {
     const { comm, device } = this.#ranks
-    const { position } = this.#parts.workspace.rows(1)
-    position.set([this.#length])
+    const { ids, position } = this.#parts.workspace.rows(1)
+    // The ranks of the device share these, and meet before they are read.
+    if (comm.deviceRank === 0) {
+      ids.set(id)
+      position.set([this.#length])
+    }
+    this.#lent?.keep(device)
+    this.#lent = undefined
     if (this.#step) await this.#step.recording.launch()
     else {
       let logits: Tensor | undefined
@@ -189,11 +200,7 @@ export class Llama implements Disposable {
       })
       this.#step = { recording, logits: logits as Tensor }
     }
-    // The next step writes its logits to the same place.
-    const { logits } = this.#step
-    const own = Tensor.empty(logits.shape, { device })
-    device.copy(logits, own)
-    return own
+    return this.#step.logits.share()
   }
 
   /**
@@ -204,7 +211,8 @@ export class Llama implements Disposable {
     const { embedding, layers, finalNorm, workspace } = this.#parts
     const buffers = workspace.rows(tokens)
     const { residual, hidden } = buffers
-    residual.setBytes(new Uint8Array(residual.byteLength))
+    // The ranks of the device share it, and meet before it is read.
+    if (this.#ranks.comm.deviceRank === 0) residual.setBytes(new Uint8Array(residual.byteLength))
     let partial: Partial = embedding.forward(buffers.ids, buffers.embedded)
     for (const layer of layers) {
       const own = layer.workspace.rows(tokens)
@@ -259,12 +267,26 @@ async function agree({ host, rank }: Communicator, own: Given): Promise<string[]
 
 /** Logits on every rank. */
 export class Logits implements Disposable {
-  readonly tensor: Tensor
+  #tensor: Tensor
   readonly #rows: readonly Float32Array[] | null
+  #disposed = false
 
   constructor(tensor: Tensor, rows: readonly Float32Array[] | null) {
-    this.tensor = tensor
+    this.#tensor = tensor
     this.#rows = rows
+  }
+
+  get tensor(): Tensor {
+    return this.#tensor
+  }
+
+  /** The place where they lie is about to get others: what is still needed is copied. */
+  keep(device: Device): void {
+    if (this.#disposed) return
+    const own = Tensor.empty(this.#tensor.shape, { device })
+    device.copy(this.#tensor, own)
+    this.#tensor.dispose()
+    this.#tensor = own
   }
 
   /** [rows, vocab] as rows of numbers; waits for the device. */
@@ -280,7 +302,9 @@ export class Logits implements Disposable {
   }
 
   dispose(): void {
-    this.tensor.dispose()
+    if (this.#disposed) return
+    this.#disposed = true
+    this.#tensor.dispose()
   }
 
   [Symbol.dispose](): void {
