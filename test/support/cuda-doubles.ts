@@ -30,7 +30,18 @@ const KEPT_MS = 2 * 24 * 3600 * 1000
 /** A build that has taken so long has been broken off. */
 const STALE_MS = 10 * 60 * 1000
 
-const DRIVER = ['settings', 'memory', 'work', 'driver', 'driver_memory', 'driver_streams', 'driver_kernels', 'driver_graphs', 'kernels_own']
+const DRIVER = [
+  'settings',
+  'memory',
+  'work',
+  'driver',
+  'driver_errors',
+  'driver_memory',
+  'driver_streams',
+  'driver_kernels',
+  'driver_graphs',
+  'kernels_own',
+]
 const OPS = ['kernels_ops']
 const PEERS = ['kernels_peers', 'kernels_codes']
 

@@ -94,7 +94,8 @@ inline void Load(const char* path) {
 #define GIVES(code, ...)                                                                                        \
   do {                                                                                                          \
     const int gave = (__VA_ARGS__);                                                                             \
-    if (gave != static_cast<int>(code)) ::check::Wrong("line %d: " #__VA_ARGS__ " gives %d, not %d", __LINE__, gave, static_cast<int>(code)); \
+    const int wanted_code = static_cast<int>(code);                                                             \
+    if (gave != wanted_code) ::check::Wrong("line %d: " #__VA_ARGS__ " gives %d, not %d", __LINE__, gave, wanted_code); \
   } while (false)
 #define GOOD(...) GIVES(0, __VA_ARGS__)
 #define TRUE(...)                                                                      \

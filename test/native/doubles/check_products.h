@@ -47,8 +47,8 @@ inline void Products(const std::string& library, uint32_t seed) {
   PRODUCTS_FUNCTION(cublasLtMatmulPreferenceCreate, (void**))
   PRODUCTS_FUNCTION(cublasLtMatmulPreferenceDestroy, (void*))
   PRODUCTS_FUNCTION(cublasLtMatmulAlgoGetHeuristic, (void*, void*, void*, void*, void*, void*, void*, int, Heuristic*, int*))
-  PRODUCTS_FUNCTION(cublasLtMatmul, (void*, void*, const void*, const void*, void*, const void*, void*, const void*, const void*, void*, void*,
-                                     void*, const void*, void*, size_t, void*))
+  PRODUCTS_FUNCTION(cublasLtMatmul, (void*, void*, const void*, const void*, void*, const void*, void*, const void*, const void*, void*,
+                                     void*, void*, const void*, void*, size_t, void*))
 #undef PRODUCTS_FUNCTION
   emulation::Randomness random(seed);
   void *handle, *preference;
@@ -80,7 +80,8 @@ inline void Products(const std::string& library, uint32_t seed) {
       GOOD(cublasLtMatrixLayoutSetAttribute(operand.layout, 1, &operand.order, sizeof operand.order));
       return operand;
     };
-    const Operand a = make(type, transposed[0] ? k : m, transposed[0] ? m : k), b = make(type, transposed[1] ? n : k, transposed[1] ? k : n);
+    const Operand a = transposed[0] ? make(type, k, m) : make(type, m, k);
+    const Operand b = transposed[1] ? make(type, n, k) : make(type, k, n);
     const Operand d = make(out_type, m, n);
     const float alpha = 1, beta = static_cast<float>(random() & 1);
     void* description;
@@ -95,8 +96,8 @@ inline void Products(const std::string& library, uint32_t seed) {
     GOOD(cuStreamSynchronize(stream));
     GOOD(cuStreamWaitValue32_v2(stream, gate, 1, 1));
     const auto pointer = [](const Operand& of) { return reinterpret_cast<void*>(of.at); };
-    GOOD(cublasLtMatmul(handle, description, &alpha, pointer(a), a.layout, pointer(b), b.layout, &beta, pointer(d), d.layout, pointer(d), d.layout,
-                        found.algorithm, nullptr, 0, stream));
+    GOOD(cublasLtMatmul(handle, description, &alpha, pointer(a), a.layout, pointer(b), b.layout, &beta, pointer(d), d.layout, pointer(d),
+                        d.layout, found.algorithm, nullptr, 0, stream));
     GIVES(cuda_double::kNotReady, cuStreamQuery(stream));
     void* const other = NewStream();
     GOOD(cuStreamWriteValue32_v2(other, gate, 1, 0));
@@ -119,7 +120,8 @@ inline void Products(const std::string& library, uint32_t seed) {
           got = static_cast<float>(half);
         }
         // bfloat16 has 8 bits: sums up to 324 are rounded to even numbers.
-        if (std::abs(got - wanted) > (out_type == 14 ? std::abs(wanted) / 256 : 0)) Wrong("round %d, [%lu, %lu]: %g, not %g", round, r, c, got, wanted);
+        const float allowed = out_type == 14 ? std::abs(wanted) / 256 : 0;
+        if (std::abs(got - wanted) > allowed) Wrong("round %d, [%lu, %lu]: %g, not %g", round, r, c, got, wanted);
       }
     }
     int wrong = 5;

@@ -1,4 +1,4 @@
-// A double of cuBLASLt: products of float32, bfloat16 and float16 matrices of either order, by plain loops, when their stream comes to them.
+// A double of cuBLASLt: products of float32, bfloat16 and float16 matrices of either order, by plain loops, when it is their turn.
 #include <bit>
 #include <cmath>
 #include <cstdint>
@@ -130,8 +130,10 @@ bool Good(const Layout& of) {
 /** Sizes and types that go together, as cuBLASLt has kernels for them. */
 int CheckProduct(const Description& of, const Layout& a, const Layout& b, const Layout& c, const Layout& d) {
   if (!Good(a) || !Good(b) || !Good(c) || !Good(d)) return kInvalidValue;
-  if (of.scale != kFloat32 || (of.compute != kCompute32 && of.compute != kCompute32Pedantic)) return Wrong("this type of computing is not emulated");
-  if (of.pointer_mode != 0 || of.epilogue != 1 || of.transposed[2] != 0) return Wrong("epilogues, factors on the device and transposed C are not emulated");
+  const bool plain = of.scale == kFloat32 && (of.compute == kCompute32 || of.compute == kCompute32Pedantic);
+  if (!plain) return Wrong("this type of computing is not emulated");
+  const bool simple = of.pointer_mode == 0 && of.epilogue == 1 && of.transposed[2] == 0;
+  if (!simple) return Wrong("epilogues, factors on the device and transposed C are not emulated");
   const Matrix left{nullptr, a, of.transposed[0] != 0}, right{nullptr, b, of.transposed[1] != 0};
   if (left.Columns() != right.Rows() || left.Rows() != d.rows || right.Columns() != d.columns) return kInvalidValue;
   if (c.rows != d.rows || c.columns != d.columns || c.type != d.type || c.order != d.order) return kInvalidValue;
@@ -280,6 +282,7 @@ CUBLASLT_API int cublasLtMatmul(Handle* handle, Description* description, const 
                                     d,
                                     factors[0],
                                     factors[1]};
-  const int result = rankmesh_double_enqueue(stream, "a product of cuBLASLt", Multiply, [](void* data) { delete static_cast<Product*>(data); }, product);
+  const auto drop = [](void* data) { delete static_cast<Product*>(data); };
+  const int result = rankmesh_double_enqueue(stream, "a product of cuBLASLt", Multiply, drop, product);
   return result == 0 ? kSuccess : kExecutionFailed;
 }

@@ -52,8 +52,9 @@ DRIVER_API cuStreamBeginCapture_v2(void* handle, int mode) {
   if (stream == &call.device->null_stream) return kCaptureUnsupported;
   if (mode < kGlobal || mode > kRelaxed) return kInvalidValue;
   if (stream->capture) return kCaptureUnsupported;
-  auto* const capture = new Capture{std::make_shared<Graph>(), stream, static_cast<CaptureMode>(mode), reinterpret_cast<void*>(pthread_self()),
-                                    false, ++call.driver.capture_ids};
+  auto* const thread = reinterpret_cast<void*>(pthread_self());
+  const uint64_t id = ++call.driver.capture_ids;
+  auto* const capture = new Capture{std::make_shared<Graph>(), stream, static_cast<CaptureMode>(mode), thread, false, id};
   call.driver.captures.insert(capture);
   stream->capture.reset(capture);
   stream->nodes.clear();

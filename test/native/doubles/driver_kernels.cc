@@ -191,15 +191,15 @@ DRIVER_API cuOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, void* handle
 DRIVER_API cuLaunchKernel(void* function, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x, unsigned block_y,
                           unsigned block_z, unsigned shared_bytes, void* stream, void** parameters, void** extra) {
   CALL(cuLaunchKernel, kContext);
-  return Launch(call, Known(function), {grid_x, grid_y, grid_z, block_x, block_y, block_z, shared_bytes, stream, nullptr, 0}, parameters, extra,
-                false);
+  const LaunchConfig config{grid_x, grid_y, grid_z, block_x, block_y, block_z, shared_bytes, stream, nullptr, 0};
+  return Launch(call, Known(function), config, parameters, extra, false);
 }
 
 DRIVER_API cuLaunchCooperativeKernel(void* function, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x, unsigned block_y,
                                      unsigned block_z, unsigned shared_bytes, void* stream, void** parameters) {
   CALL(cuLaunchCooperativeKernel, kContext);
-  return Launch(call, Known(function), {grid_x, grid_y, grid_z, block_x, block_y, block_z, shared_bytes, stream, nullptr, 0}, parameters, nullptr,
-                true);
+  const LaunchConfig config{grid_x, grid_y, grid_z, block_x, block_y, block_z, shared_bytes, stream, nullptr, 0};
+  return Launch(call, Known(function), config, parameters, nullptr, true);
 }
 
 DRIVER_API cuLaunchKernelEx(const LaunchConfig* config, void* function, void** parameters, void** extra) {

@@ -171,7 +171,9 @@ DRIVER_API cuMemcpyHtoD_v2(DevicePointer to, const void* from, size_t bytes) {
   return cuMemcpy(to, reinterpret_cast<DevicePointer>(from), bytes);
 }
 
-DRIVER_API cuMemcpyDtoH_v2(void* to, DevicePointer from, size_t bytes) { return cuMemcpy(reinterpret_cast<DevicePointer>(to), from, bytes); }
+DRIVER_API cuMemcpyDtoH_v2(void* to, DevicePointer from, size_t bytes) {
+  return cuMemcpy(reinterpret_cast<DevicePointer>(to), from, bytes);
+}
 
 DRIVER_API cuMemsetD8Async(DevicePointer to, unsigned char value, size_t count, void* stream) {
   CALL(cuMemsetD8Async, kContext);

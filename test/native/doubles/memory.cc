@@ -249,7 +249,8 @@ Result Import(const IpcHandle& handle, Allocation** allocation) {
   close(file);
   if (mapped == MAP_FAILED) return kOutOfMemory;
   auto* const pages = static_cast<std::byte*>(mapped);
-  *allocation = new Allocation{pages + shape.skipped, shape.bytes, Kind::kImported, shape.device, pages, shape.page_bytes, ++memory.ids, 1, handle};
+  *allocation = new Allocation{pages + shape.skipped, shape.bytes,      Kind::kImported, shape.device, pages,
+                               shape.page_bytes,      ++memory.ids, 1,               handle};
   memory.all[(*allocation)->data] = *allocation;
   CountUp(kImports);
   return kSuccess;

@@ -1,7 +1,7 @@
 // Memory of the emulated devices: in one file without a name, so that other processes can map what a handle describes.
 //
-// No address is given twice. What lies behind an allocation, and what was freed, cannot be touched; the slack that alignment leaves is looked
-// at when memory is freed. New memory is filled with NaN of every float type.
+// No address is given twice. What lies behind an allocation, and what was freed, cannot be touched; the slack that alignment leaves is
+// looked at when memory is freed. New memory is filled with NaN of every float type.
 #pragma once
 #include <cstddef>
 #include <cstdint>

@@ -1,7 +1,7 @@
 // What a test wants of the double: how many devices of which size, and faults. Given as text, by a variable or by a file that may change.
 //
-// RANKMESH_CUDA_DOUBLE holds settings divided by `;`. RANKMESH_CUDA_DOUBLE_CONTROL names a file of 8192 bytes that processes share: a word that
-// changes when the text behind it has (its length, then settings), and, from byte 4096 on, 64-bit counters of what there is (`Count`).
+// RANKMESH_CUDA_DOUBLE holds settings divided by `;`. RANKMESH_CUDA_DOUBLE_CONTROL names a file of 8192 bytes that processes share: a word
+// that changes when the text behind it has (its length, then settings), and, from byte 4096 on, 64-bit counters of what there is (`Count`).
 #pragma once
 #include <atomic>
 #include <cstdint>
@@ -35,7 +35,20 @@ int Entered(const char* function);
 /** Counts a piece of work of a device and gives the error that it is to end with: `lose DEVICE NTH CODE`. */
 int LostBy(int device);
 
-enum Count { kAllocations, kBytes, kHostAllocations, kStreams, kEvents, kGraphs, kLibraries, kImports, kKernels, kCopies, kReports, kCounts };
+enum Count {
+  kAllocations,
+  kBytes,
+  kHostAllocations,
+  kStreams,
+  kEvents,
+  kGraphs,
+  kLibraries,
+  kImports,
+  kKernels,
+  kCopies,
+  kReports,
+  kCounts
+};
 void CountUp(Count what, int64_t by = 1);
 
 /** Says loudly what is wrong with the program, on stderr, and counts it. */

@@ -272,7 +272,9 @@ void EachPointer(const KernelLaunch& launch, const std::function<void(const void
 const char* UserOf(const void* from, const void* to) {
   for (const Work* work : TheState().all) {
     bool used = false;
-    for (const Range& range : work->task.uses) used = used || (range.at < to && static_cast<const std::byte*>(range.at) + range.bytes > from);
+    for (const Range& range : work->task.uses) {
+      used = used || (range.at < to && static_cast<const std::byte*>(range.at) + range.bytes > from);
+    }
     EachPointer(work->task.launch, [&](const void* pointer) { used = used || (pointer >= from && pointer < to); });
     if (used) return work->task.what;
   }
