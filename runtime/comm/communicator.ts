@@ -299,7 +299,10 @@ export class Communicator {
     return combineRows(this.#comm, this.expertParallel, hidden, options)
   }
 
-  /** Whether steps of this group can be recorded: its ranks are of one thread, on one CPU device with the addon. */
+  /**
+   * Whether steps of this group can be recorded: its ranks are of one thread, on one device whose engine is native, or on CUDA devices that use
+   * each other's memory.
+   */
   get records(): boolean {
     return this.#comm.records
   }

@@ -11,6 +11,7 @@ import { allReduceFusion, type FusionEngine, moeAllReduceFusion, moeFinalizeAllR
 import type { MoeAllReduceFusion, MoeFinalizeAllReduceFusion } from '../fusion/moe.ts'
 import type { AllReduceFusion, FusionResult } from '../fusion/options.ts'
 import { type GroupHost, LocalHostComm } from '../host.ts'
+import type { Recording } from '../recording.ts'
 import type { MeetOptions } from '../rendezvous.ts'
 import { StagedComm } from '../staged/comm.ts'
 import { fusionEngine } from '../staged/fusion.ts'
@@ -23,6 +24,7 @@ import { PeerMemory } from './memory.ts'
 import { allGather, allGatherV, broadcast, broadcastInto, gather } from './move.ts'
 import { MOST_BLOCKS, MOST_RANKS, type PeerRoom, roomFor } from './plan.ts'
 import { type Reach, reachOf } from './reach.ts'
+import { record, records } from './recording.ts'
 import { adds, allReduce, allReduceResidualBiasRMSNorm, norms, reduce, reduceScatter, reduceScatterV } from './reduce.ts'
 import { rowsFit } from './rows.ts'
 import { Told } from './told.ts'
@@ -181,6 +183,14 @@ export class CudaComm extends StagedComm {
 
   override broadcast(x: Tensor, { inPlace = false, ...options }: { src?: number; inPlace?: boolean } & MeetOptions = {}): Promise<Tensor> {
     return inPlace ? broadcastInto(this.#member, x, options) : broadcast(this.#member, x, options)
+  }
+
+  override get records(): boolean {
+    return records(this.#member)
+  }
+
+  override record(step: () => Promise<void>, options: MeetOptions = {}): Promise<Recording> {
+    return this.records ? record(this.#member, step, options) : super.record(step)
   }
 
   override async split(options: { color: number | null; key?: number }): Promise<StagedComm | null> {
