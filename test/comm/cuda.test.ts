@@ -41,13 +41,12 @@ describe.skipIf(reason !== '')(`ranks that share no thread, small workspaces${re
     [0, 0],
     [0, 1],
     [0, 0, 0],
-    [0, 0, 0, 0],
   ].entries()) {
     const start = seed()
     const devices = place.map((index) => [a, b][index] as CudaDevice)
     describe(`${place.length} ranks on devices ${[...new Set(place)]} (seed ${start}, cases ${dealing})`, () => {
       const group = groupOf({ place, random: new Random(start), share: shareOf(dealing, turn) }, (main) => overPeers(devices, main))
-      allCases(group, place.length > 2)
+      allCases(group, turn > 0) // an emulated device takes long with many ranks
     })
   }
 })
