@@ -3,7 +3,9 @@
 import { afterAll, afterEach, describe, expect, it } from 'vitest'
 import type { GroupHost } from '../../runtime/comm/host.ts'
 import type { NcclComm } from '../../runtime/comm/nccl/comm.ts'
+import type { NcclGroup } from '../../runtime/comm/nccl/group.ts'
 import { StagedComm } from '../../runtime/comm/staged/comm.ts'
+import type { NcclCommunicator } from '../../runtime/core/addon.ts'
 import { Tensor } from '../../runtime/core/tensor.ts'
 import type { CudaDevice } from '../../runtime/device/cuda/device.ts'
 import { buildNccl } from '../native/nccl-double/build.ts'
@@ -15,12 +17,15 @@ import { inThread, type NcclRank, overWire } from './nccl-ranks.ts'
 const DEVICES = 4
 process.env.RANKMESH_CUDA_DOUBLE = `devices ${DEVICES}`
 const { reason } = await import('../support/cuda.ts')
-const path = reason === '' ? await buildNccl() : ''
+process.env.RANKMESH_NCCL_PATH = '/nowhere/libnccl.so.2'
 const { openDevice } = await import('../../runtime/device/open.ts')
 const devices = (await Promise.all(Array.from({ length: reason === '' ? DEVICES : 0 }, (_, i) => openDevice(`cuda:${i}`)))) as CudaDevice[]
 afterAll(() => {
   for (const device of devices) device.dispose()
 })
+/** Without a library; once it has been loaded it stays. */
+const absent = reason === '' ? await errorOf(inThread(devices.slice(0, 2), async () => null)) : null
+if (reason === '') process.env.RANKMESH_NCCL_PATH = await buildNccl()
 
 /** What the double is to do wrong: function:call:rank:what. */
 function plant(fault: string): void {
@@ -41,12 +46,9 @@ const WAYS = [
 ]
 
 describe.skipIf(reason !== '')(`NCCL that is not there${reason}`, () => {
-  it('says what was tried', async () => {
-    process.env.RANKMESH_NCCL_PATH = '/nowhere/libnccl.so.2'
-    const error = await errorOf(inThread(devices.slice(0, 2), async () => null))
-    expect(error.code).toBe('ERR_BACKEND_UNAVAILABLE')
-    expect(error.message).toMatch(/rank 0 has no NCCL: \/nowhere\/libnccl\.so\.2: cannot open .*RANKMESH_NCCL_PATH$/)
-    process.env.RANKMESH_NCCL_PATH = path
+  it('says what was tried', () => {
+    expect(absent?.code).toBe('ERR_BACKEND_UNAVAILABLE')
+    expect(absent?.message).toMatch(/rank 0 has no NCCL: \/nowhere\/libnccl\.so\.2: cannot open .*RANKMESH_NCCL_PATH$/)
   })
 })
 
@@ -101,6 +103,26 @@ describe.skipIf(reason !== '')(`NCCL${reason}`, () => {
           if (!(Math.abs(value - wanted) <= 16 * unit)) expect(value, `seed ${start}, rank ${rank}, element ${at}`).toBe(wanted)
         }
       }
+    })
+  })
+
+  it('memory that NCCL is told of, and sums of scaled operands', async () => {
+    const FLOAT32 = 7
+    await inThread(devices.slice(0, 2), async ({ nccl, device, rank }) => {
+      using x = Tensor.full([10], rank + 1, { device })
+      await nccl.register(x)
+      await nccl.register(x)
+      using y = await nccl.allReduce(x)
+      expect(((await y.data()) as Float32Array)[0]).toBe(3)
+      await nccl.deregister(x)
+      await nccl.deregister(x)
+      const group = nccl.member.group as NcclGroup
+      const native = group.natives[rank] as NcclCommunicator
+      const scaled = native.createScaledSum(rank + 0.5, FLOAT32)
+      expect(scaled).toBeGreaterThan(4)
+      native.destroyScaledSum(scaled)
+      expect(() => native.destroyScaledSum(77)).toThrow(/ncclRedOpDestroy of rank \d: invalid argument \(code 4\): .*no such reduction/)
+      expect(native.failure()).toBeNull()
     })
   })
 

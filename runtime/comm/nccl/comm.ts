@@ -1,14 +1,15 @@
 // NcclComm: collectives among ranks on CUDA devices, each on one of its own, by NCCL: in one thread, in threads, in processes, on several machines.
 // What NCCL does not have, or does otherwise than is promised, goes through host memory, as in StagedComm.
 import { platform } from '#platform'
-import type { Nccl, NcclCommunicator, NcclError } from '../../core/addon.ts'
+import type { NcclCommunicator, NcclError } from '../../core/addon.ts'
 import type { DType } from '../../core/dtype.ts'
-import { ArgumentError, BackendUnavailableError, invalidArgument, type RankmeshError } from '../../core/errors.ts'
+import { DeviceError, invalidArgument } from '../../core/errors.ts'
 import type { Shape } from '../../core/shape.ts'
+import type { Storage } from '../../core/storage.ts'
 import type { Tensor } from '../../core/tensor.ts'
 import { CudaDevice } from '../../device/cuda/device.ts'
 import type { Device } from '../../device/device.ts'
-import { LocalChannels, WireChannels } from '../channels.ts'
+import { engineStorage } from '../../device/engine/memory.ts'
 import type {
   AllReduceOptions,
   AllToAllOptions,
@@ -19,68 +20,47 @@ import type {
   ScatterVOptions,
   TreeCut,
 } from '../device-comm.ts'
-import { type GroupHost, LocalHostComm } from '../host.ts'
+import type { GroupHost } from '../host.ts'
 import { type MeetOptions, offerOf } from '../rendezvous.ts'
 import { StagedComm } from '../staged/comm.ts'
-import { type FarDevice, StagedGroup, type Staging } from '../staged/group.ts'
 import type { Common } from '../staged/member.ts'
-import type { Wire } from '../wire.ts'
 import { carries } from './calls.ts'
 import { allGather2D, allToAll, gathers2D, recv, scatter, send } from './deal.ts'
-import { NcclGroup } from './group.ts'
+import type { NcclGroup } from './group.ts'
+import { commonOf, type Entering, type Joint, ncclReachOf, obstacle, type Part, splitAll, versionText } from './join.ts'
 import type { Member } from './member.ts'
 import { allGather, allGatherV, broadcast, broadcastInto, gather } from './move.ts'
 import { allReduce, allReduceResidualBiasRMSNorm, allReduceTree, reduce, reduceScatter, reduceScatterV } from './reduce.ts'
 
+export { type NcclReach, ncclReachOf } from './join.ts'
+
 /** The release that splits communicators; older ones join a new group. */
 const SPLITS = 21801
-/** The release that lets ranks share a device, where NCCL_MULTI_RANK_GPU_ENABLE says so. */
-const SHARES = 23003
-
-/** What ranks must know of each other to be joined by NCCL; data. */
-export interface NcclReach {
-  /** The device's own number. */
-  uuid: string
-  /** Of the library, as NCCL numbers its releases; or why there is none. */
-  version: number | string
-}
-
-export function ncclReachOf(device: CudaDevice): NcclReach {
-  const { uuid } = device.engine
-  const addon = platform.addon()
-  const { available, detail } = addon?.features().nccl ?? { available: false, detail: 'the native addon is not there' }
-  return { uuid, version: available && addon?.nccl ? addon.nccl.version() : detail }
-}
-
-/** What a rank brings, and what the others see of it. */
-interface Entering extends NcclReach {
-  device: Device | FarDevice
-  /** Of rank 0, where the group is no part of another one. */
-  id: Uint8Array | null
-}
+/** The release that is told of memory. */
+const REGISTERS = 21901
+/** What a communicator that nobody has any more leaves. */
+const unheld = new FinalizationRegistry<() => void>((leave) => leave())
 
 export class NcclComm extends StagedComm {
+  /** Memory that NCCL knows beforehand, kept as long as it does, and how NCCL calls that. */
+  readonly #registered = new Map<Storage, number>()
+  readonly #leave: () => void
   #destroyed = false
 
   /** Programs use `create`. */
   private constructor(host: GroupHost, device: CudaDevice, common: Common) {
     super(host, device, common)
-    device.guards.add(this.#member.group.guard)
+    const { guard, natives } = this.#member.group
+    device.guards.add(guard)
+    this.#leave = (): void => {
+      device.guards.delete(guard)
+      natives[host.rank]?.close(host.timeoutMs)
+    }
+    unheld.register(this, this.#leave, this)
   }
 
   /** Why ranks with such devices cannot be joined so, by rank; or null. */
-  static obstacle(reaches: readonly NcclReach[]): string | null {
-    const [first] = reaches as [NcclReach]
-    for (const [rank, { uuid, version }] of reaches.entries()) {
-      if (typeof version === 'string') return `rank ${rank} has no NCCL: ${version}`
-      if (version !== first.version) return `rank ${rank} has NCCL ${version} and rank 0 has ${first.version}; install the same on all`
-      const other = reaches.findIndex((reach) => reach.uuid === uuid)
-      if (other < rank && !(version >= SHARES && platform.env('NCCL_MULTI_RANK_GPU_ENABLE') === '1')) {
-        return `ranks ${other} and ${rank} share the device ${uuid}, and NCCL wants one for each`
-      }
-    }
-    return null
-  }
+  static readonly obstacle: typeof obstacle = obstacle
 
   /** Every rank of `host` joins with its own device. @throws ERR_BACKEND_UNAVAILABLE with what is missing. */
   static override async create(host: GroupHost, device: Device): Promise<NcclComm> {
@@ -192,6 +172,31 @@ export class NcclComm extends StagedComm {
     return this.#member.host.wire ? super.recv(shape, dtype, options) : recv(this.#member, shape, dtype, options)
   }
 
+  /** NCCL then knows the memory, where it has ways that gain by that; kept till `deregister` or `destroy`. */
+  override async register(tensor: Tensor, options?: MeetOptions): Promise<void> {
+    await super.register(tensor, options)
+    const { storage } = tensor
+    if (this.#version < REGISTERS || this.#registered.has(storage)) return
+    const { group } = this.#member
+    const { block } = engineStorage(group.cuda(this.rank).memory, storage)
+    try {
+      this.#registered.set(storage, (group.natives[this.rank] as NcclCommunicator).register(block.id, false))
+    } catch (error) {
+      throw group.look() ?? new DeviceError(`NCCL did not take the memory: ${(error as Error).message}`, { cause: error })
+    }
+    storage.retain()
+  }
+
+  override async deregister(tensor: Tensor, options?: MeetOptions): Promise<void> {
+    await super.deregister(tensor, options)
+    const { storage } = tensor
+    const registration = this.#registered.get(storage)
+    if (registration === undefined) return
+    this.#registered.delete(storage)
+    storage.release()
+    if (!this.#member.group.look()) this.#member.group.natives[this.rank]?.deregister(registration)
+  }
+
   override async split(options: { color: number | null; key?: number }): Promise<NcclComm | null> {
     const { member } = this
     const { group } = this.#member
@@ -233,9 +238,10 @@ export class NcclComm extends StagedComm {
     super.destroy()
     if (this.#destroyed) return
     this.#destroyed = true
-    const { group, host } = this.#member
-    group.cuda(this.rank).guards.delete(group.guard)
-    group.natives[this.rank]?.close(host.timeoutMs)
+    unheld.unregister(this)
+    for (const storage of this.#registered.keys()) storage.release()
+    this.#registered.clear()
+    this.#leave()
   }
 
   override abort(reason: unknown): void {
@@ -249,78 +255,4 @@ export class NcclComm extends StagedComm {
   get #version(): number {
     return this.#member.group.version
   }
-}
-
-/** A rank's place in a part of a group. */
-interface Part {
-  color: number | null
-  rank: number
-  size: number
-}
-
-/** A communicator that was split off, and the group that it is for, once that is there. */
-interface Joint {
-  native: NcclCommunicator
-  group: NcclGroup | null
-}
-
-/** By rank, of those that are here. */
-async function splitAll(group: NcclGroup, parts: readonly Part[], timeoutMs: number): Promise<Joint[]> {
-  const joints: Joint[] = []
-  for (const rank of group.here) {
-    const onFailure = (error: NcclError): void => {
-      joints[rank]?.group?.fail(error)
-    }
-    const native = (group.natives[rank] as NcclCommunicator).split({ ...(parts[rank] as Part), timeoutMs }, onFailure)
-    joints[rank] = { native, group: null }
-  }
-  const stop = group.watch()
-  try {
-    await Promise.all(joints.map(({ native }) => native.joined))
-  } catch (error) {
-    for (const { native } of joints.filter(Boolean)) native.abort('the split has failed')
-    throw group.fail(error as NcclError)
-  } finally {
-    stop()
-  }
-  for (const rank of group.here) if ((parts[rank] as Part).color === null) joints[rank]?.native.close(timeoutMs)
-  return joints
-}
-
-/** What the ranks that are here share. */
-function commonOf(host: GroupHost, all: readonly Entering[]): Common {
-  const devices = all.map(({ device }) => device)
-  if (new Set(devices).size < devices.length) {
-    throw new ArgumentError('Two ranks gave the same view of a device; give each rank its own, made with device.view()')
-  }
-  const why = NcclComm.obstacle(all)
-  if (why !== null) throw new BackendUnavailableError(`These ranks cannot be joined by NCCL: ${why}`)
-  const { timeoutMs, wire } = host
-  const traffic = { crossings: 0, bytes: 0 }
-  const link = wire && { lane: wire.data, timeoutMs, traffic }
-  const channels = channelsOf(host, devices, traffic)
-  const onEnd = (error: RankmeshError): void => {
-    host.end(error)
-    channels.end(error)
-  }
-  const nccl = platform.addon()?.nccl as Nccl
-  const group = new NcclGroup(devices, link, { nccl, version: (all[0] as Entering).version as number, host, onEnd })
-  return { group, channels, traffic }
-}
-
-/** How two ranks reach each other. */
-function channelsOf(host: GroupHost, devices: readonly (Device | FarDevice)[], traffic: Common['traffic']): Common['channels'] {
-  const of = (pair: readonly number[]): (Device | FarDevice)[] => pair.map((rank) => devices[rank] as Device | FarDevice)
-  if (host instanceof LocalHostComm) return new LocalChannels<Staging, StagedGroup>(host, (pair) => new StagedGroup(of(pair), null))
-  const { timeoutMs } = host
-  return new WireChannels<Staging, StagedGroup>(
-    host,
-    host.wire as Wire,
-    (pair, lane) => new StagedGroup(of(pair), { lane, timeoutMs, traffic }),
-  )
-}
-
-function versionText(version: number): string {
-  const scale = version < 10000 ? 1000 : 10000
-  return `${Math.floor(version / scale)}.${Math.floor((version % scale) / 100)}.${version % 100}`
 }
