@@ -28,8 +28,8 @@
   RANKMESH_OF_PAIR(name, f32, T, Float32, KERNEL)                        \
   RANKMESH_OF_PAIR(name, bf16, T, Bfloat16, KERNEL)                      \
   RANKMESH_OF_PAIR(name, f16, T, Float16, KERNEL)
-#define RANKMESH_OF_CAST(from, to, From, To, KERNEL) KERNEL(rankmesh_cast_##from##_##to, CastArgs, 256, Cast<From, To>)
 #define RANKMESH_OF_PAIR(from, to, From, To, KERNEL)                                     \
+  KERNEL(rankmesh_cast_##from##_##to, CastArgs, 256, Cast<From, To>)                     \
   KERNEL(rankmesh_reduce_##from##_##to, ReduceArgs, 256, Reduce<From, To, false>)        \
   KERNEL(rankmesh_reduce_tree_##from##_##to, ReduceArgs, 256, Reduce<From, To, true>)    \
   KERNEL(rankmesh_reduce_norm_##from##_##to, ReduceNormArgs, 1024, ReduceNorm<From, To>)
@@ -53,12 +53,6 @@
   RANKMESH_WEIGHTS(RANKMESH_OF_WEIGHT, KERNEL)                                  \
   RANKMESH_OF_PRODUCT(bf16, bf16, Bfloat16, Plain<Bfloat16>, KERNEL)            \
   RANKMESH_OF_PRODUCT(f16, f16, Float16, Plain<Float16>, KERNEL)                \
-  RANKMESH_OF_CAST(f32, bf16, Float32, Bfloat16, KERNEL)                        \
-  RANKMESH_OF_CAST(f32, f16, Float32, Float16, KERNEL)                          \
-  RANKMESH_OF_CAST(bf16, f32, Bfloat16, Float32, KERNEL)                        \
-  RANKMESH_OF_CAST(bf16, f16, Bfloat16, Float16, KERNEL)                        \
-  RANKMESH_OF_CAST(f16, f32, Float16, Float32, KERNEL)                          \
-  RANKMESH_OF_CAST(f16, bf16, Float16, Bfloat16, KERNEL)                        \
   KERNEL(rankmesh_add_word, AddArgs, 256, AddWords)                             \
   KERNEL(rankmesh_add_bias, BiasArgs, 256, AddBias)                             \
   KERNEL(rankmesh_tree_join, TreeArgs, 256, TreeJoin)                           \

@@ -1,6 +1,7 @@
 // Operations on each element by itself: y = a + b, y = x in another type, y = silu(gate) * up with silu(v) = v / (1 + exp(-v)).
 //
-// Contract: float32 arithmetic, each result rounded once, to nearest even, every NaN to the one quiet NaN; words wrap. exp is CUDA's, within
+// Contract: float32 arithmetic, each result rounded once, to nearest even, every NaN to the one quiet NaN, in Cast that of its
+// sign; words wrap. exp is CUDA's, within
 // 2 ULP. y may be an operand of Add and Cast where both begin at one address and elements are of one size. Grid: any; a thread takes
 // eight elements at a time.
 #pragma once
@@ -34,8 +35,8 @@ __device__ inline void Cast(const CastArgs& args) {
   EachOf(1, (args.n + kEight - 1) / kEight, [&](int64_t, int64_t i) {
     const int64_t at = i * kEight;
     float value[kEight];
-    GetSome<From>(static_cast<const typename From::Bits*>(args.x) + at, args.n - at, value);
-    PutSome<To>(static_cast<typename To::Bits*>(args.y) + at, args.n - at, value);
+    GetSome<Moved<From>>(static_cast<const typename From::Bits*>(args.x) + at, args.n - at, value);
+    PutSome<Moved<To>>(static_cast<typename To::Bits*>(args.y) + at, args.n - at, value);
   });
 }
 

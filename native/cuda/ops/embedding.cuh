@@ -1,13 +1,14 @@
 // y[t] = table[ids[t] - first], or zeros where the table has no such row: rows of any weights in another type; without ids, row t.
 //
-// Contract: exact where y's type holds the value, else rounded to nearest even. Grid: any; a thread takes one unit of weights at a time.
+// Contract: exact where y's type holds the value, else rounded to nearest even; a NaN keeps its sign. Grid: any; a thread takes one unit of weights at a time.
 #pragma once
 #include "weights.cuh"
 
 namespace rankmesh::cuda::ops {
 
-template <typename W, typename To>
+template <typename Weight, typename To>
 __device__ inline void Embedding(const EmbeddingArgs& args) {
+  using W = typename MovedWeights<Weight>::Type;
   const bool whole = Whole<W>(args.table, args.n);
   EachOf(args.tokens, UnitsOf<W>(args.n), [&](int64_t token, int64_t unit) {
     auto* const to = static_cast<typename To::Bits*>(args.y) + token * args.n;
@@ -21,7 +22,7 @@ __device__ inline void Embedding(const EmbeddingArgs& args) {
       const int64_t at = unit * W::kUnit + eight * kEight;
       float value[kEight] = {};
       if (there) W::Eight(raw, eight, value);
-      PutSome<To>(to + at, args.n - at, value);
+      PutSome<Moved<To>>(to + at, args.n - at, value);
     }
   });
 }

@@ -9,6 +9,21 @@ namespace rankmesh::cuda::ops {
 
 __device__ inline bool IsAligned(const void* at, int bytes = sizeof(Packet)) { return reinterpret_cast<uintptr_t>(at) % bytes == 0; }
 
+/** Type T for values that are moved, not computed: a NaN keeps its sign, and no more. */
+template <typename T>
+struct Moved {
+  using Bits = typename T::Bits;
+  static constexpr int kSign = 8 * static_cast<int>(sizeof(Bits)) - 1;
+  __device__ static float Widen(Bits bits) {
+    const float value = T::Widen(bits);
+    return value != value ? __uint_as_float(0x7fc00000u | static_cast<uint32_t>(bits >> kSign) << 31) : value;
+  }
+  __device__ static Bits Round(float value) {
+    const Bits bits = T::Round(value);
+    return value != value ? static_cast<Bits>(bits | (__float_as_uint(value) >> 31) << kSign) : bits;
+  }
+};
+
 /** The first `count` of N elements from `from` on; those behind are 0. N is 4 or 8. */
 template <typename T, int N>
 __device__ inline void GetSome(const typename T::Bits* from, int64_t count, float (&value)[N]) {

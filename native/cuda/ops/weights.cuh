@@ -59,6 +59,16 @@ struct Plain {
   }
 };
 
+/** Type W for weights that are moved, not multiplied. */
+template <typename W>
+struct MovedWeights {
+  using Type = W;
+};
+template <typename T>
+struct MovedWeights<Plain<T>> {
+  using Type = Plain<Moved<T>>;
+};
+
 /** Four bytes, in accesses of kNatural bytes where that is asked for. */
 template <int kNatural>
 __device__ inline uint32_t WordAt(const uint8_t* at) {

@@ -182,12 +182,12 @@ inline void CheckTree(Device& device, Random& random, Type type, Type weight, si
 inline void CheckEmbedding(Device& device, Random& random, Type weight, Type to) {
   const size_t n = Inner(random, weight, 600), rows = random.Between(0, 9), tokens = random.Between(1, 12);
   const auto first = random.OneIn(3) ? static_cast<uint32_t>(random.Between(1, 20)) : 0;
-  Matrix table = Draw(random, weight, rows * n), y = Empty(random, to, tokens * n);
+  Matrix table = Draw(random, weight, rows * n, [&] { return Special(random); }), y = Empty(random, to, tokens * n);
   Matrix ids = Words(random, tokens, [&] { return random.OneIn(4) ? random.Bits() : static_cast<uint32_t>(random.Between(0, 30)); });
   device.Run(CallOf(engine::kEmbedding, {tokens, n, rows, first}, {weight, to}, {ids.at(), table.at(), y.at()}));
   ExpectGuards("embedding", {&ids, &table, &y});
   for (size_t i = 0; i < tokens * n; i++) {
-    const uint32_t row = ids.Bits(i / n) - first, wanted = row < rows ? RoundTo(to, table.values[row * n + i % n]) : 0;
+    const uint32_t row = ids.Bits(i / n) - first, wanted = row < rows ? MoveTo(to, table.values[row * n + i % n]) : 0;
     if (y.Bits(i) != wanted) Wrong("embedding %s to %s, row %u, element %zu: %x instead of %x", kNames[weight], kNames[to], row, i % n, y.Bits(i), wanted);
   }
 }

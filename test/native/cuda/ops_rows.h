@@ -10,8 +10,6 @@ inline std::byte* PlaceOf(Random& random, Matrix& y, Matrix& other, Matrix*& res
   return result->at();
 }
 
-inline float Special(Random& random) { return Draw<Float32>(random, Values::kSpecial); }
-
 inline void CheckAdd(Device& device, Random& random, Type type) {
   const size_t n = random.Between(0, 3000);
   const auto special = [&] { return Special(random); };
@@ -38,11 +36,12 @@ inline void CheckAddWords(Device& device, Random& random) {
 
 inline void CheckCast(Device& device, Random& random, Type from, Type to) {
   const size_t n = random.Between(0, 3000);
-  Matrix x = Draw(random, from, n, [&] { return Special(random) * std::exp2(static_cast<float>(random.Between(-20, 10))); }), y = Empty(random, to, n);
+  const auto draw = [&] { return Special(random) * std::exp2(static_cast<float>(random.Between(-20, 10))); };
+  Matrix x = Draw(random, from, n, draw), y = Empty(random, to, n);
   device.Run(CallOf(engine::kCast, {n}, {from, to}, {x.at(), y.at()}));
   ExpectGuards("cast", {&x, &y});
   for (size_t i = 0; i < n; i++) {
-    if (y.Bits(i) != RoundTo(to, x.values[i])) Wrong("cast %s to %s of %g: %x", kNames[from], kNames[to], x.values[i], y.Bits(i));
+    if (y.Bits(i) != MoveTo(to, x.values[i])) Wrong("cast %s to %s of %g: %x", kNames[from], kNames[to], x.values[i], y.Bits(i));
   }
 }
 

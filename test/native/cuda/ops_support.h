@@ -34,6 +34,12 @@ inline uint32_t RoundTo(Type type, float value) {
   return type == engine::kF32 ? Float32::Round(value) : type == engine::kBf16 ? Bfloat16::Round(value) : Float16::Round(value);
 }
 
+/** The same, where a NaN keeps its sign. */
+inline uint32_t MoveTo(Type type, float value) {
+  const uint32_t sign = value != value ? __float_as_uint(value) >> 31 : 0;
+  return RoundTo(type, value) | sign << (8 * engine::kFormats[type].bytes - 1);
+}
+
 /** The value of element i of a block, in float64: as runtime/core/blocks.ts decodes it. */
 inline double DecodeBlock(Type type, const uint8_t* block, int i) {
   const auto half = [&](int at) { return static_cast<double>(WidenBits(engine::kF16, block + at)); };
@@ -73,6 +79,9 @@ struct Matrix {
 /** For operations that take another way where all operands are aligned. */
 inline bool all_aligned = false;
 
+/** Numbers that are easily got wrong, NaN of both signs among them. */
+inline float Special(Random& random) { return random.OneIn(40) ? __uint_as_float(0xffc00000u) : test::Draw<Float32>(random, Values::kSpecial); }
+
 inline size_t OffsetOf(Random& random, Type type) {
   if (all_aligned || !random.OneIn(3)) return 0;
   const auto [values, bytes] = engine::kFormats[type];
@@ -86,7 +95,7 @@ inline Matrix Draw(Random& random, Type type, size_t count, const std::function<
   uint8_t* const data = matrix.buffer.data();
   if (values == 1) {
     for (size_t i = 0; i < count; i++) {
-      const uint32_t bits = RoundTo(type, draw ? draw() : random.Normal());
+      const uint32_t bits = MoveTo(type, draw ? draw() : random.Normal());
       std::memcpy(data + i * bytes, &bits, bytes);
       matrix.values[i] = WidenBits(type, data + i * bytes);
     }
