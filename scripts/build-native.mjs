@@ -6,6 +6,7 @@ import { join } from 'node:path'
 
 const root = join(import.meta.dirname, '..')
 const built = join(root, 'build/Release/rankmesh.node')
+const kernels = join(root, 'build/Release/rankmesh.fatbin')
 const ifPossible = process.argv.includes('--if-possible')
 
 /** Why the addon cannot be built here; undefined where it can. */
@@ -24,15 +25,19 @@ function obstacle() {
   }
 }
 
-function isUpToDate() {
-  if (!existsSync(built)) return false
-  const files = readdirSync(join(root, 'native'), { recursive: true }).filter((name) => /\.(cc|h|inc)$/.test(name))
+/** Whether a file is there, and newer than CMake's files and all sources with such names. */
+function isUpToDate(file, names) {
+  if (!existsSync(file)) return false
+  const files = readdirSync(join(root, 'native'), { recursive: true }).filter((name) => names.test(name))
   const sources = ['CMakeLists.txt', ...files.map((name) => join('native', name))]
-  const time = statSync(built).mtimeMs
+  const time = statSync(file).mtimeMs
   return sources.every((name) => statSync(join(root, name)).mtimeMs <= time)
 }
 
-if (ifPossible && isUpToDate()) process.exit(0)
+/** CUDA kernels, where some were built: they must fit the addon. */
+const areKernelsUpToDate = () => !existsSync(kernels) || isUpToDate(kernels, /cuda.*\.(cu|cuh|h)$/)
+
+if (ifPossible && isUpToDate(built, /\.(cc|h|inc|cmake)$/) && areKernelsUpToDate()) process.exit(0)
 const missing = obstacle()
 if (missing) {
   console.error(`The native addon is not built: ${missing}`)

@@ -81,7 +81,7 @@ DeviceInfo InfoOf(const Driver& driver, int index) {
   char name[256] = {};
   driver.Check(driver.cuDeviceGet(&device, index), "cuDeviceGet");
   driver.Check(driver.cuDeviceGetName(name, sizeof name - 1, device), "cuDeviceGetName");
-  driver.Check(driver.cuDeviceGetUuid(&info.uuid, device), "cuDeviceGetUuid");
+  driver.Check(driver.cuDeviceGetUuid_v2(&info.uuid, device), "cuDeviceGetUuid");
   driver.Check(driver.cuDeviceTotalMem_v2(&info.memory_bytes, device), "cuDeviceTotalMem");
   for (const auto& [value, attribute] : {std::pair{&info.capability[0], kComputeCapabilityMajor}, {&info.capability[1], kComputeCapabilityMinor},
                                          {&info.multiprocessors, kMultiprocessorCount}})
@@ -111,12 +111,12 @@ std::string KernelsPath() {
   return Variable("RANKMESH_CUDA_KERNELS", folder + "/rankmesh.fatbin");
 }
 
-std::string ReadKernels() {
+std::string ReadKernels(bool look) {
   const std::string path = KernelsPath();
   std::ifstream file(path, std::ios::binary);
-  if (file) return std::string(std::istreambuf_iterator<char>(file), {});
-  throw Unavailable("the CUDA kernels are not there: " + path +
-                    " was not built; install CUDA's toolkit (nvcc), then run `npm run build:native` again, or name the file by RANKMESH_CUDA_KERNELS");
+  if (file) return look ? "" : std::string(std::istreambuf_iterator<char>(file), {});
+  throw Unavailable("the CUDA kernels are not built: " + path +
+                    " is not there; `npm run build:native` makes it where CUDA's toolkit (nvcc) is, for the devices of the machine or for RANKMESH_CUDA_ARCHS");
 }
 
 }  // namespace rankmesh::cuda

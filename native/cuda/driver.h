@@ -58,7 +58,7 @@ constexpr int kCaptureRelaxed = 2;
   F(cuDeviceGetCount, (int* count))                                                                                                                \
   F(cuDeviceGet, (DeviceHandle * device, int index))                                                                                               \
   F(cuDeviceGetName, (char* name, int length, DeviceHandle device))                                                                                \
-  F(cuDeviceGetUuid, (Uuid * uuid, DeviceHandle device))                                                                                           \
+  F(cuDeviceGetUuid_v2, (Uuid * uuid, DeviceHandle device))                                                                                        \
   F(cuDeviceTotalMem_v2, (size_t * bytes, DeviceHandle device))                                                                                    \
   F(cuDeviceGetAttribute, (int* value, int attribute, DeviceHandle device))                                                                        \
   F(cuDeviceCanAccessPeer, (int* can, DeviceHandle device, DeviceHandle peer))                                                                     \
@@ -162,7 +162,7 @@ DeviceInfo InfoOf(const Driver& driver, int index);
 
 /** The file with the kernels that RANKMESH_CUDA_KERNELS names, or the one beside the addon. */
 std::string KernelsPath();
-/** What is in it. Throws Unavailable where it is not there. */
-std::string ReadKernels();
+/** What is in it, or, with `look`, nothing. Throws Unavailable where it is not there. */
+std::string ReadKernels(bool look = false);
 
 }  // namespace rankmesh::cuda

@@ -245,7 +245,7 @@ std::string CudaFeature(bool& available) {
   available = false;
   try {
     const Driver& driver = Driver::Get();
-    ReadKernels();
+    ReadKernels(true);
     const auto version = std::to_string(driver.version() / 1000) + "." + std::to_string(driver.version() % 1000 / 10);
     available = true;
     return "driver for CUDA " + version + ", " + std::to_string(driver.devices()) + (driver.devices() == 1 ? " device" : " devices");

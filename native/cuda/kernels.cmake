@@ -50,7 +50,7 @@ if(usable)
   endforeach()
   # Files of this kind tell how long they are: one behind the other, they are told apart.
   add_custom_command(OUTPUT ${built} COMMAND cat ${parts} > ${built} DEPENDS ${parts} COMMENT "CUDA kernels")
-  add_custom_target(kernels ALL COMMAND ${CMAKE_COMMAND} -E copy_if_different ${built} $<TARGET_FILE_DIR:rankmesh>/rankmesh.fatbin DEPENDS ${built})
+  add_custom_target(kernels ALL COMMAND ${CMAKE_COMMAND} -E copy ${built} $<TARGET_FILE_DIR:rankmesh>/rankmesh.fatbin DEPENDS ${built})
   add_dependencies(kernels rankmesh)
 else()
   # Those of an older build would not fit the addon.

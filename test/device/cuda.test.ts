@@ -86,7 +86,7 @@ else {
       ['an old driver', { RANKMESH_CUDA_DOUBLE: 'version 11080' }, /too old: it supports CUDA 11\.8, and 12\.0 is needed/],
       ['no device', { RANKMESH_CUDA_DOUBLE: 'devices 0' }, /sees no device/],
       ['a driver that does not start', { RANKMESH_CUDA_DOUBLE: 'fail cuInit 1 999; fail cuInit 2 999' }, /does not start: cuInit: .*\(999/],
-      ['no kernels', { RANKMESH_CUDA_KERNELS: none }, /kernels are not there: .*none/],
+      ['no kernels', { RANKMESH_CUDA_KERNELS: none }, /kernels are not built: .*none is not there/],
     ])('says so with %s', (_, variables, why) => {
       const { feature, error } = inProcess(variables)
       expect(feature).toEqual({ available: false, detail: expect.stringMatching(why) })
@@ -209,6 +209,36 @@ else {
       expect([...((await x.data()) as Uint32Array).slice(0, 7)]).toEqual([0, 0xffffffff, 0xffffffff, 0, 0, 0x89abcdef, 0])
       expect(() => device.engine.poke(block.id, 62, 1)).toThrow(RangeError)
       expect(() => device.engine.fill(block.id, 0, 2 ** 20, 1)).toThrow(RangeError)
+    })
+  })
+
+  describe(`large products (seed ${start})`, () => {
+    it("are cuBLASLt's where it is there, and own kernels' where it is not or has no way", async () => {
+      const [tokens, k, outs] = [96, 128, 80]
+      const [x, w, bias] = [random.floats(tokens * k), random.floats(outs * k), random.floats(outs)]
+      const products: Float32Array[] = []
+      const kernels: number[] = []
+      const library = process.env.RANKMESH_CUBLASLT_PATH
+      for (const path of [library, '/nowhere/libcublasLt.so']) {
+        process.env.RANKMESH_CUBLASLT_PATH = path
+        using device = open()
+        process.env.RANKMESH_CUBLASLT_PATH = library
+        expect(device.description.includes('cuBLASLt')).toBe(path === library)
+        const options = { dtype: 'bfloat16', device } as const
+        const operands = [Tensor.from(x, { shape: [tokens, k], ...options }), Tensor.from(w, { shape: [outs, k], ...options })] as const
+        const y = device.matmul(...operands, { bias: Tensor.from(bias, { device }) })
+        await device.sync()
+        const before = control.counts().kernels
+        device.matmul(...operands, { out: y })
+        device.matmul(...operands, { out: y, bias: Tensor.from(bias, { device }) })
+        products.push((await y.data()) as Float32Array)
+        kernels.push(control.counts().kernels - before)
+      }
+      const [theirs, own] = products as [Float32Array, Float32Array]
+      const bound = k * 2 ** -24 * 16
+      for (const [i, value] of own.entries()) expect(Math.abs(value - (theirs[i] as number))).toBeLessThan(bound)
+      expect(new Set(own).size).toBeGreaterThan(tokens)
+      expect(kernels[0]).not.toBe(kernels[1]) // other kernels have run
     })
   })
 
