@@ -1,7 +1,9 @@
 // The conformance suite over CUDA ranks: kernels over peers' memory, on one device and on two; one engine's commands; and host memory, with a rank
 // on the CPU.
 import { afterAll, describe, expect, it } from 'vitest'
-import { createDeviceComm } from '../../runtime/comm/communicator.ts'
+import { Communicator, createDeviceComm } from '../../runtime/comm/communicator.ts'
+import { CudaComm } from '../../runtime/comm/cuda/comm.ts'
+import type { GroupHost } from '../../runtime/comm/host.ts'
 import { Tensor } from '../../runtime/core/tensor.ts'
 import type { CudaDevice } from '../../runtime/device/cuda/device.ts'
 import type { Device } from '../../runtime/device/device.ts'
@@ -12,7 +14,7 @@ import { control, cudaDevices, reason } from '../support/cuda.ts'
 import { errorOf } from '../support/outcomes.ts'
 import { Random, seed } from '../support/random.ts'
 import { allCases, conformance, type GroupKind, groupOf, shareOf } from './conformance.ts'
-import { overPeers } from './cuda-ranks.ts'
+import { overPeers, SMALL } from './cuda-ranks.ts'
 
 const [a, b] = (await Promise.all(cudaDevices().map(({ open }) => open()))) as CudaDevice[]
 const cpu = await openDevice('cpu')
@@ -47,6 +49,25 @@ describe.skipIf(reason !== '')(`ranks that share no thread, small workspaces${re
     describe(`${place.length} ranks on devices ${[...new Set(place)]} (seed ${start}, cases ${dealing})`, () => {
       const group = groupOf({ place, random: new Random(start), share: shareOf(dealing, turn) }, (main) => overPeers(devices, main))
       allCases(group, turn > 0) // an emulated device takes long with many ranks
+    })
+  }
+})
+
+describe.skipIf(reason !== '')(`ranks of one thread that share a device, by kernels over its memory, small workspaces${reason}`, () => {
+  for (const ranks of [2, 3]) {
+    const [start, dealing] = [seed(), seed()]
+    describe(`${ranks} ranks (seed ${start}, cases ${dealing})`, () => {
+      const place = Array<number>(ranks).fill(0)
+      const group = groupOf({ place, random: new Random(start), share: shareOf(dealing, ranks) }, (main) =>
+        launch({ ranks, devices: [first], timeoutMs: 20_000 }, async (context) => {
+          const peers = await CudaComm.create(context.host as GroupHost, context.device, SMALL)
+          const comm = new Communicator(context.host, peers, context.device)
+          const result = await main({ ...context, comm })
+          comm.destroy()
+          return result
+        }),
+      )
+      allCases(group, true)
     })
   }
 })
