@@ -99,11 +99,14 @@ Napi::Value CreateQueue(Napi::Env env, const std::shared_ptr<Made>& registry, Na
   registry->queues.push_back(progress);
   registry->threads.push_back(queue);
   const auto add = [&](const char* name, auto call) { object.Set(name, Napi::Function::New(env, call, name)); };
-  add("submit", [queue, registry](const Napi::CallbackInfo& info) {
+  add("submit", [queue, registry, progress](const Napi::CallbackInfo& info) {
     const View words = ViewOf(info[0], "words", napi_float64_array, "Float64Array");
     const auto count = IntegerOf(info[1], "count", 0, static_cast<int64_t>(words.length));
     try {
-      queue->Submit(ReadCommands(reinterpret_cast<const double*>(words.data), static_cast<size_t>(count), *registry));
+      auto commands = ReadCommands(reinterpret_cast<const double*>(words.data), static_cast<size_t>(count), *registry);
+      for (const Command& command : commands)
+        if (command.queue == progress) throw BadCommand("a queue waits for itself");
+      queue->Submit(std::move(commands));
     } catch (const BadCommand& bad) {
       throw Napi::RangeError::New(info.Env(), bad.what());
     }

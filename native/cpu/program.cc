@@ -12,6 +12,7 @@ void Program::Add(std::vector<Command> commands, const std::vector<std::shared_p
     if (command.call.op == kWait) {
       refers = static_cast<size_t>(std::find(queues.begin(), queues.end(), command.queue) - queues.begin());
       if (refers == queues.size()) throw BadCommand("a program waits for a queue that has no part in it");
+      if (refers + 1 == parts.size()) throw BadCommand("a queue waits for itself");
     } else if (command.meeting) {
       refers = static_cast<size_t>(std::find(meetings.begin(), meetings.end(), command.meeting) - meetings.begin());
       if (refers == meetings.size()) meetings.push_back(command.meeting);

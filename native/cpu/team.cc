@@ -77,6 +77,7 @@ void Team::Rest(Work* own) {
 size_t Team::PieceOf(const Call& call) const {
   if (call.op != kMatmul || present_ < 2 || call.numbers[0] > kFewTokens) return 0;
   const size_t outs = call.numbers[2], row = RowBytes(call);
+  if (row == 0) return 0;
   const size_t rows = std::max({kRows, kPieceBytes / row, outs / kPieces}) / kRows * kRows;
   return outs >= 2 * rows ? rows : 0;
 }
