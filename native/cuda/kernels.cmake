@@ -1,6 +1,7 @@
 # The kernels of CUDA devices as one file beside the addon, rankmesh.fatbin, where there is nvcc. What is left out, features() says.
 #
-# The variable RANKMESH_CUDA_ARCHS lists architectures, as `80;90`, or is `all` or `off`. By default: those of the devices in this machine.
+# The variable RANKMESH_CUDA_ARCHS lists architectures, as `80;90`, or is `all` or `off`. By default: those of the devices in this machine, or, where
+# there are none, the oldest, whose PTX newer devices run too.
 set(every 80 89 90 100)
 find_program(RANKMESH_NVCC nvcc HINTS ENV CUDA_HOME ENV CUDA_PATH PATHS /usr/local/cuda /opt/cuda PATH_SUFFIXES bin)
 set(archs "$ENV{RANKMESH_CUDA_ARCHS}")
@@ -11,7 +12,7 @@ if(archs STREQUAL "")
     string(REGEX MATCHALL "[0-9]+\\.[0-9]+" archs "${here}")
     string(REPLACE "." "" archs "${archs}")
   else()
-    set(archs off)
+    list(GET every 0 archs)
   endif()
 elseif(archs STREQUAL "all")
   set(archs ${every})
@@ -31,7 +32,7 @@ endif()
 if(usable)
   list(REMOVE_DUPLICATES usable)
   list(SORT usable COMPARE NATURAL)
-  message(STATUS "CUDA kernels for sm_${usable}: some minutes on few processors")
+  message(STATUS "CUDA kernels for sm_${usable}: a minute or more on few processors; RANKMESH_CUDA_ARCHS=off leaves them out")
   # The code is the same for all: it is brought to PTX once, for the oldest; newer devices than are listed use that.
   list(GET usable 0 oldest)
   list(TRANSFORM usable PREPEND sm_ OUTPUT_VARIABLE codes)
