@@ -5,6 +5,7 @@
 #include <cstring>
 #include <map>
 #include <memory>
+#include <mutex>
 #include <set>
 #include <utility>
 
@@ -65,6 +66,8 @@ class Environment : public std::enable_shared_from_this<Environment> {
 
   /** Of any thread: runs `function` on the JavaScript thread, unless the environment ends before. */
   void Tell(std::function<void(Napi::Env)> function) {
+    const std::lock_guard lock(mutex_);
+    if (ended_) return;
     calls_.NonBlockingCall([function = std::move(function)](Napi::Env env, Napi::Function) {
       if (static_cast<napi_env>(env) != nullptr) function(env);
     });
@@ -89,14 +92,19 @@ class Environment : public std::enable_shared_from_this<Environment> {
     for (const auto& one : communicators_) one->Abort("the thread of this rank has ended");
     for (const auto& one : communicators_) (void)one->Ended(Clock::now() + std::chrono::seconds(10));
     communicators_.clear();
-    calls_.Release();
     const auto last = std::move(self_);
+    const std::lock_guard lock(mutex_);
+    ended_ = true;
+    calls_.Release();
   }
 
   Napi::ThreadSafeFunction calls_;
   std::set<std::shared_ptr<Communicator>> communicators_;
   size_t awaited_ = 0;
   std::shared_ptr<Environment> self_;
+  /** Guards what other threads ask: whether there is still a JavaScript thread. */
+  std::mutex mutex_;
+  bool ended_ = false;
 };
 
 using Shared = std::shared_ptr<Environment>;

@@ -5,7 +5,7 @@ import { mkdtempSync, readdirSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { promisify } from 'node:util'
-import { afterAll, describe, expect, it } from 'vitest'
+import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { seed } from '../support/random.ts'
 
 const run = promisify(execFile)
@@ -14,6 +14,8 @@ afterAll(() => rmSync(folder, { recursive: true }))
 const sources = join(import.meta.dirname, '../../native/nccl')
 const double = join(import.meta.dirname, 'nccl-double')
 const compiler = process.env.CXX ?? 'c++'
+/** What a build may take where others build at the same time. */
+const BUILD_MS = 600_000
 const FLAGS = ['-std=c++20', '-O1', '-g', '-pthread']
 
 function obstacle(...flags: string[]): string {
@@ -32,13 +34,13 @@ function obstacle(...flags: string[]): string {
 class Built {
   readonly obstacle: string
   readonly library: string
-  readonly #program: Promise<string>
+  readonly built: Promise<string>
 
   constructor(name: string, ...flags: string[]) {
     this.obstacle = obstacle(...flags)
     this.library = join(folder, `libnccl-${name}.so`)
-    this.#program = this.obstacle === '' ? this.#build(name, flags) : Promise.resolve('')
-    this.#program.catch(() => {}) // told by the tests that await it
+    this.built = this.obstacle === '' ? this.#build(name, flags) : Promise.resolve('')
+    this.built.catch(() => {}) // told by the tests that await it
   }
 
   async #build(name: string, flags: readonly string[]): Promise<string> {
@@ -60,15 +62,20 @@ class Built {
       ]),
     )
     const env = { ...process.env, ...path, ...variables, TSAN_OPTIONS: 'halt_on_error=1:atexit_sleep_ms=0' }
-    const { stdout, stderr } = await run(await this.#program, [what, String(start)], { env, maxBuffer: 2 ** 26 }).catch(
+    const { stdout, stderr } = await run(await this.built, [what, String(start)], { env, maxBuffer: 2 ** 26 }).catch(
       (error: { stdout: string; stderr: string }) => error,
     )
     return `${stdout}${stderr}`
   }
 }
 
+const segments = (): string[] => readdirSync('/dev/shm').filter((name) => name.startsWith('nccl-double-'))
+const before = process.platform === 'linux' ? segments() : []
+
 const plain = new Built('plain')
 describe.skipIf(plain.obstacle !== '')(`NCCL through its double${plain.obstacle}`, () => {
+  beforeAll(() => plain.built, BUILD_MS)
+
   it('collectives of 1 to 4 ranks of one thread, of any kind, type and size, one behind the other', async () => {
     expect(await plain.says('one-thread')).toBe('done\n')
   })
@@ -159,12 +166,14 @@ describe.skipIf(plain.obstacle !== '')(`NCCL through its double${plain.obstacle}
   })
 
   it('leaves nothing behind', () => {
-    expect(readdirSync('/dev/shm').filter((name) => name.startsWith('nccl-double-'))).toEqual([])
+    expect(segments().filter((name) => !before.includes(name))).toEqual([])
   })
 })
 
 const oldest = new Built('oldest', '-DRANKMESH_NCCL_OLDEST')
 describe.skipIf(oldest.obstacle !== '')(`a library without the newer functions${oldest.obstacle}`, () => {
+  beforeAll(() => oldest.built, BUILD_MS)
+
   it('is of use for what it has', async () => {
     expect(await oldest.says('one-thread')).toBe('done\n')
     expect(await oldest.says('extras')).toMatch(
@@ -175,6 +184,8 @@ describe.skipIf(oldest.obstacle !== '')(`a library without the newer functions${
 
 const threads = new Built('tsan', '-fsanitize=thread')
 describe.skipIf(threads.obstacle !== '')(`without data races${threads.obstacle}`, () => {
+  beforeAll(() => threads.built, BUILD_MS)
+
   it.each(['one-thread', 'threads', 'splits', 'absent', 'extras'])('%s', async (what) => {
     const said = await threads.says(what)
     expect(said).toMatch(/\n?done\n$/)
