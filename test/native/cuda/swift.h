@@ -1,4 +1,4 @@
-// The machine for kernels of many blocks: a block's threads run one after another, each to its next barrier, and other blocks when they wait.
+// The machine for kernels of many blocks: a block's threads run one after another, each to its next barrier, other blocks when they wait.
 //
 // A fiber goes from thread to thread until one of them has to wait; kernels without barriers are loops. In which order blocks, warps and
 // lanes take their turns is made of the seed.

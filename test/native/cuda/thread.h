@@ -56,7 +56,8 @@ class Randomness {
 
 /** Shared memory that nobody has written to yet. */
 EMULATION_UNSEEN inline void Poison(void* at, size_t bytes) {
-  for (size_t i = 0; i + sizeof(float) <= bytes; i += sizeof(float)) *reinterpret_cast<float*>(static_cast<std::byte*>(at) + i) = __builtin_nanf("");
+  auto* const floats = static_cast<float*>(at);
+  for (size_t i = 0; i < bytes / sizeof(float); i++) floats[i] = __builtin_nanf("");
 }
 
 /** Bytes whose end nobody writes past: a page behind them is shut. */

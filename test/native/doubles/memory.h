@@ -42,7 +42,7 @@ void FreeAllOf(int device);
 
 /**
  * Whether nobody may touch the memory of devices, as the host never may. It is open while the machine has work, and after every call that
- * changes what is allocated; shut when the host has waited and nothing is left to be done.
+ * changes what is allocated; shut, now and then, when the host has waited and nothing is left to be done.
  */
 void Shut(bool now);
 
