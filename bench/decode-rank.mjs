@@ -3,6 +3,7 @@
 import { createInterface } from 'node:readline'
 import { fileFolder, LanguageModel, launch } from 'rankmesh'
 
+const WARM_MS = 700
 const [model, ranks, options = '{}'] = process.argv.slice(2)
 const lines = createInterface({ input: process.stdin })[Symbol.asyncIterator]()
 const folder = fileFolder(model)
@@ -17,6 +18,13 @@ await launch({ ranks: Number(ranks), placement: 'local', device: 'cpu', timeoutM
     const line = await host.broadcast(rank === 0 ? ((await lines.next()).value ?? 'end') : null, { root: 0 })
     const [what, count] = line.split(' ')
     if (what === 'end') return language.dispose()
+    // The system places the processors by what has run on them for a while.
+    const until = performance.now() + WARM_MS
+    do {
+      llama.truncate(0)
+      await lastOf(await llama.forward(ids.slice(0, 8)))
+      for (let i = 0; i < 16; i++) await lastOf(await llama.forward([i]))
+    } while (await host.broadcast(performance.now() < until, { root: 0 }))
     llama.truncate(0)
     let id = 1
     if (what === 'decode') {

@@ -12,6 +12,8 @@ export const about =
 const ROUNDS = Number(process.env.ROUNDS ?? 5)
 const TOKENS = Number(process.env.TOKENS ?? 24)
 const PROMPT = 128
+/** What is measured: decode, prefill or both. */
+const WHAT = (process.env.WHAT ?? 'decode,prefill').split(',')
 /** Hops below this many nanoseconds: both processors share a core's caches or a memory controller. */
 const NEAR = 120
 const here = import.meta.dirname
@@ -19,9 +21,8 @@ const here = import.meta.dirname
 /** A process that holds a model on so many ranks, and answers lines. */
 class Ranks {
   constructor(model, ranks, options) {
-    const env = { ...process.env, RANKMESH_PIN: '1' }
     const args = [join(here, 'decode-rank.mjs'), model, ranks, JSON.stringify(options)]
-    this.process = spawn(process.execPath, args, { stdio: ['pipe', 'pipe', 'inherit'], env })
+    this.process = spawn(process.execPath, args, { stdio: ['pipe', 'pipe', 'inherit'] })
     this.lines = createInterface({ input: this.process.stdout })[Symbol.asyncIterator]()
     this.ready = this.#line()
   }
@@ -89,14 +90,20 @@ async function compare(model, placement) {
       for (const [what, count] of [
         ['decode', TOKENS],
         ['prefill', PROMPT],
-      ]) {
+      ].filter(([what]) => WHAT.includes(what))) {
         const before = placement()
         const result = await rate(what, count)
         const after = placement()
         const [first, second] = [before, after].map(({ hop }) => (hop < NEAR ? 'near' : 'far'))
-        // What was measured while the system moved a processor belongs to neither.
-        if (round > 0 && first === second)
-          slices.push({ name, what, regime: first, limit: Math.max(before.twoThreads, after.twoThreads), ...result })
+        // What was measured while the system moved a processor belongs to neither; `all` has everything.
+        if (round > 0)
+          slices.push({
+            name,
+            what,
+            regime: first === second ? first : 'between',
+            limit: Math.max(before.twoThreads, after.twoThreads),
+            ...result,
+          })
       }
     }
   }
@@ -108,17 +115,17 @@ function report(model, names, slices) {
   const bytes = statSync(model).size
   console.log(`\n${basename(model)}, ${(bytes / 2 ** 20).toFixed(0)} MiB`)
   const widths = [24, 9, 7, 12, 14, 8]
-  for (const regime of ['near', 'far']) {
-    const here = slices.filter((slice) => slice.regime === regime)
+  for (const regime of ['near', 'far', 'all']) {
+    const here = slices.filter((slice) => regime === 'all' || slice.regime === regime)
     if (here.length === 0) continue
     const limit = median(here.map((slice) => slice.limit))
-    console.log(`\nprocessors ${regime}: two threads read ${limit.toFixed(1)} GB/s`)
+    console.log(`\nprocessors ${regime === 'all' ? 'anywhere' : regime}: two threads read ${limit.toFixed(1)} GB/s`)
     row(['', 'decode/s', 'slices', 'GB/s (share)', `prefill/s (${PROMPT})`, 'cores'], widths)
     for (const name of names) {
       const of = (what) => here.filter((slice) => slice.name === name && slice.what === what)
       const [decode, prefill] = ['decode', 'prefill'].map((what) => of(what).map(({ rate }) => rate))
-      if (decode.length === 0 || prefill.length === 0) continue
-      const rate = median(decode)
+      if (decode.length + prefill.length === 0) continue
+      const rate = decode.length > 0 ? median(decode) : 0
       const read = (rate * bytes) / 1e9
       const cores = of('decode').flatMap(({ cpu }) => cpu ?? [])
       const share = `${read.toFixed(1)} (${((100 * read) / limit).toFixed(0)} %)`
