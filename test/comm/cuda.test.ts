@@ -31,7 +31,7 @@ const only =
 
 const KINDS: GroupKind[] = [
   { name: 'two devices in one thread', devices: [first, second], place: only({ 2: [0, 1] }) },
-  { name: 'one engine', devices: [first], brief: true, place: only({ 1: [0], 2: [0, 0], 4: [0, 0, 0, 0] }) },
+  { name: 'one engine', devices: [first], brief: true, place: only({ 1: [0], 3: [0, 0, 0] }) },
   { name: 'with a rank on the CPU, through host memory', devices: [first, cpu], brief: true, place: only({ 3: [0, 1, 0] }) },
 ]
 
@@ -39,23 +39,26 @@ conformance(KINDS)
 
 describe.skipIf(reason !== '')(`ranks that share no thread, small workspaces${reason}`, () => {
   const dealing = seed()
-  for (const [turn, place] of [
+  const places = [
     [0, 0],
     [0, 1],
     [0, 0, 0],
-  ].entries()) {
+  ]
+  // An emulated device takes long, so each run takes another of these.
+  const turn = new Random(dealing).int(places.length)
+  for (const place of [places[turn] as number[]]) {
     const start = seed()
     const devices = place.map((index) => [a, b][index] as CudaDevice)
     describe(`${place.length} ranks on devices ${[...new Set(place)]} (seed ${start}, cases ${dealing})`, () => {
       const group = groupOf({ place, random: new Random(start), share: shareOf(dealing, turn) }, (main) => overPeers(devices, main))
-      allCases(group, turn > 0) // an emulated device takes long with many ranks
+      allCases(group, true)
     })
   }
 })
 
 describe.skipIf(reason !== '')(`ranks of one thread that share a device, by kernels over its memory, small workspaces${reason}`, () => {
-  for (const ranks of [2, 3]) {
-    const [start, dealing] = [seed(), seed()]
+  const [start, dealing] = [seed(), seed()]
+  for (const ranks of [2 + new Random(dealing).int(2)]) {
     describe(`${ranks} ranks (seed ${start}, cases ${dealing})`, () => {
       const place = Array<number>(ranks).fill(0)
       const group = groupOf({ place, random: new Random(start), share: shareOf(dealing, ranks) }, (main) =>

@@ -232,7 +232,7 @@ describe('errors', () => {
 
   it('a device group needs WebGPU devices and a backend that is built', async () => {
     const errors = await group(1, async (host) => [
-      await errorOf(createDeviceComm('nccl' as 'webgpu', { host, device: {} as never })),
+      await errorOf(createDeviceComm('smoke' as 'webgpu', { host, device: {} as never })),
       await errorOf(createDeviceComm('webgpu', { host: {} as HostComm, device: {} as never })),
       await errorOf(createDeviceComm('webgpu', { host, device: {} as never })),
     ])
