@@ -44,8 +44,15 @@ if (missing) {
   process.exit(ifPossible ? 0 : 1)
 }
 const cmakeJs = join(createRequire(import.meta.url).resolve('cmake-js/package.json'), '../bin/cmake-js')
+// Kernels for GPUs take a minute, and tests without a GPU need none.
+const spare =
+  ifPossible &&
+  !existsSync(kernels) &&
+  process.env.RANKMESH_CUDA_ARCHS === undefined &&
+  spawnSync('nvidia-smi', { stdio: 'ignore' }).status !== 0
+const env = spare ? { ...process.env, RANKMESH_CUDA_ARCHS: 'off' } : process.env
 // `build` alone would not look for gloo again after the first time.
 for (const command of ['configure', 'build']) {
-  const { status } = spawnSync(process.execPath, [cmakeJs, command, '--log-level', 'warn'], { cwd: root, stdio: 'inherit' })
+  const { status } = spawnSync(process.execPath, [cmakeJs, command, '--log-level', 'warn'], { cwd: root, stdio: 'inherit', env })
   if (status !== 0) process.exit(status ?? 1)
 }

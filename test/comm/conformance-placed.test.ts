@@ -84,7 +84,10 @@ const planOf = ({ placement, brief = false }: Kind, ranks: number, turn: number)
   dealing,
   turn,
 })
-const plans = KINDS.flatMap((kind) => kind.ranks.map((ranks, turn) => ({ kind, ranks, plan: planOf(kind, ranks, turn) })))
+// Processes of one number of ranks in each run.
+const drawn = (kind: Kind): readonly number[] =>
+  kind.placement === 'process' ? [kind.ranks[start % kind.ranks.length] as number] : kind.ranks
+const plans = KINDS.flatMap((kind) => drawn(kind).map((ranks, turn) => ({ kind, ranks, plan: planOf(kind, ranks, turn) })))
 const names = await only<{ name: string; skipped: boolean }[][]>(
   'names',
   plans.map(({ plan }) => plan),

@@ -30,7 +30,7 @@ const only =
     reason || (place[ranks] ?? `run with ${Object.keys(place).join(', ')} ranks`)
 
 const KINDS: GroupKind[] = [
-  { name: 'two devices in one thread', devices: [first, second], place: only({ 2: [0, 1] }) },
+  { name: 'two devices in one thread', devices: [first, second], brief: true, place: only({ 2: [0, 1] }) },
   { name: 'one engine', devices: [first], brief: true, place: only({ 1: [0], 3: [0, 0, 0] }) },
   { name: 'with a rank on the CPU, through host memory', devices: [first, cpu], brief: true, place: only({ 3: [0, 1, 0] }) },
 ]
