@@ -8,11 +8,12 @@
 namespace rankmesh::cpu {
 namespace {
 
-/** A piece is at least so many rows, and so many bytes of weights: some microseconds. */
+/** A piece is at least so many rows, and so many bytes of weights: some microseconds. Each piece rounds x anew, where it is rounded. */
 constexpr size_t kRows = 16;
-constexpr size_t kPieceBytes = 1 << 16;
+constexpr size_t kPieceBytes = 1 << 17;
+constexpr size_t kRoundedBytes = 1 << 19;
 /** Pieces of a product, at most. */
-constexpr size_t kPieces = 64;
+constexpr size_t kPieces = 32;
 /** With more tokens a product has memory of its own for each call. */
 constexpr size_t kFewTokens = 4;
 
@@ -78,7 +79,8 @@ size_t Team::PieceOf(const Call& call) const {
   if (call.op != kMatmul || present_ < 2 || call.numbers[0] > kFewTokens) return 0;
   const size_t outs = call.numbers[2], row = RowBytes(call);
   if (row == 0) return 0;
-  const size_t rows = std::max({kRows, kPieceBytes / row, outs / kPieces}) / kRows * kRows;
+  const size_t bytes = call.numbers[5] == 0 ? kPieceBytes : kRoundedBytes;
+  const size_t rows = std::max({kRows, bytes / row, outs / kPieces}) / kRows * kRows;
   return outs >= 2 * rows ? rows : 0;
 }
 
