@@ -8,8 +8,14 @@
 
 namespace rankmesh::cpu {
 
-/** Threads of queues; where they are more than there are processors, one that waits gives way at once. */
+/** Threads of queues. */
 inline std::atomic<unsigned> running_queues = 0;
+
+/** Whether each has a processor of its own; else one that waits gives way at once, and sleeps soon. */
+inline bool Roomy() {
+  static const unsigned processors = std::thread::hardware_concurrency();
+  return running_queues <= processors;
+}
 
 /** A moment, for a thread that looks again and again. */
 inline void Pause() {
@@ -36,10 +42,10 @@ class Bell {
   /** Returns true once `done()`, false where `stop` is set before; a sleeper sees the latter a moment later. */
   template <typename Done>
   bool Wait(Done done, const std::atomic<bool>& stop) {
-    const bool alone = running_queues <= std::thread::hardware_concurrency();
+    const bool alone = Roomy();
     for (int looks = 0; alone && looks < kLooks; looks++, Pause())
       if (done()) return true;
-    const auto until = std::chrono::steady_clock::now() + kYielding;
+    const auto until = std::chrono::steady_clock::now() + (alone ? kYielding : kYielding / 10);
     do {
       if (done()) return true;
       if (stop) return false;

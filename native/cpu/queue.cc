@@ -117,6 +117,7 @@ void Queue::Run() {
 
 void Queue::Look() {
   for (int spins = 0; spins < kSpins && waiting_ == 0 && !stop_; spins++) Pause();
+  if (!Roomy()) return;
   for (const auto until = Clock::now() + kYielding; waiting_ == 0 && !stop_ && Clock::now() < until;)
     if (!Help()) std::this_thread::yield();
 }
