@@ -1,0 +1,48 @@
+// Collectives and fused collectives with ranks of one thread, in threads and in processes, that share a GPU, and on several GPUs.
+// Sizes are multiples of the number of ranks, as reduce-scatter wants them.
+import { FLOATS, Skip } from './checks.mjs'
+import { alike, runRanks } from './groups.mjs'
+
+/** By which a group over the devices' memory describes itself. */
+const PEERS = "kernels over the devices' memory"
+
+export async function run(report, { seed, quick, sanitized, devices }) {
+  const counts = quick ? [2] : [1, 2, 4, 8]
+  const shapes = quick
+    ? [
+        [1, 64],
+        [5, 96],
+      ]
+    : [
+        [1, 64],
+        [3, 1040],
+        [9, 4096],
+        [130, 1024],
+      ]
+  const dtypes = quick ? ['float32', 'bfloat16'] : FLOATS
+  const timeoutMs = sanitized ? 600_000 : 60_000
+  const seconds = sanitized ? 1800 : 300
+  const plan = { task: 'collectives', seed, shapes, dtypes, timeoutMs }
+  for (const placement of ['local', 'thread', 'process']) {
+    for (const ranks of counts) {
+      const expect = placement === 'local' || ranks === 1 ? undefined : PEERS
+      await report.check(`${ranks} rank${ranks > 1 ? 's' : ''} on cuda:0, ${placement}`, async () =>
+        alike(await runRanks({ ...plan, placement, ranks, devices: ['cuda:0'], expect }, { seconds })),
+      )
+    }
+  }
+  const names = devices.map(({ index }) => `cuda:${index}`)
+  for (const placement of ['local', 'thread', 'process']) {
+    for (const ranks of [names.length, ...(quick ? [] : [2 * names.length])]) {
+      await report.check(`${ranks} ranks on ${names.length} GPUs, ${placement}`, async () => {
+        if (names.length < 2) throw new Skip('there is one GPU')
+        return alike(
+          await runRanks(
+            { ...plan, shapes: shapes.map(([rows, n]) => [rows, n * names.length]), placement, ranks, devices: names },
+            { seconds },
+          ),
+        )
+      })
+    }
+  }
+}

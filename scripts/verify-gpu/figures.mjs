@@ -1,0 +1,135 @@
+// Figures of one GPU: copies, the fused all-reduce with residual and norm, what a call costs JavaScript, products of one token, decoding.
+import { LanguageModel, launch, openDevice, Tensor } from 'rankmesh'
+import { median } from './checks.mjs'
+import { folder } from './model.mjs'
+
+const ROUNDS = 7
+const DEVICE = 'cuda:0'
+
+export async function run(report, { quick }) {
+  const device = await openDevice(DEVICE)
+  const copy = await copyBandwidth(device, quick ? 2 ** 16 : 2 ** 28)
+  report.figure('copy', { gigabytesPerSecond: copy }, `copy bandwidth, read and written: ${copy.toFixed(1)} GB/s`)
+  for (const [outs, k] of quick
+    ? [[64, 64]]
+    : [
+        [4096, 4096],
+        [14336, 4096],
+      ]) {
+    const { microseconds, gigabytesPerSecond } = await matvec(device, outs, k)
+    const line = `1 token by ${outs} x ${k} bfloat16: ${microseconds.toFixed(1)} us, ${gigabytesPerSecond.toFixed(0)} GB/s of weights (${share(gigabytesPerSecond, copy)} of copy)`
+    report.figure('matvec', { outs, k, microseconds, gigabytesPerSecond }, line)
+  }
+  device.dispose()
+
+  report.figure('head', {}, 'fused all-reduce + residual + RMSNorm, bfloat16, ranks on one GPU:')
+  report.figure(
+    'head',
+    {},
+    ['ranks', 'rows', 'n', 'us', 'GB/s', 'of copy', 'recorded us', 'GB/s', 'of copy', 'JavaScript us'].map(cell).join(''),
+  )
+  for (const ranks of quick ? [2] : [2, 4, 8]) {
+    for (const n of quick ? [64] : [4096, 8192]) {
+      for (const rows of quick ? [1, 4] : [1, 4, 16, 64, 256, 1024]) {
+        const { plain, recorded, enqueue } = await fusedNorm(ranks, rows, n, quick ? 3 : 50)
+        const speed = (microseconds) => ((ranks + 3) * rows * n * 2) / microseconds / 1e3 // partials, the residual twice, the norm
+        const of = (microseconds) => [microseconds.toFixed(1), speed(microseconds).toFixed(0), share(speed(microseconds), copy)]
+        const values = { ranks, rows, n, microseconds: plain, recordedMicroseconds: recorded, enqueueMicroseconds: enqueue }
+        const line = [ranks, rows, n, ...of(plain), ...of(recorded), enqueue.toFixed(1)].map(cell).join('')
+        report.figure('fusedNorm', { ...values, gigabytesPerSecond: speed(plain), recordedGigabytesPerSecond: speed(recorded) }, line)
+      }
+    }
+  }
+  for (const ranks of [1, 2, 4]) {
+    const tokensPerSecond = await decode(ranks, quick ? 4 : 128)
+    report.figure(
+      'decode',
+      { ranks, tokensPerSecond },
+      `decode of the bundled model, ${ranks} ranks: ${tokensPerSecond.toFixed(0)} tokens/s`,
+    )
+  }
+}
+
+function cell(value) {
+  return String(value).padStart(14)
+}
+
+function share(part, whole) {
+  return `${((100 * part) / whole).toFixed(0)}%`
+}
+
+/** Microseconds of one of `times` runs that are waited for together; the median of rounds behind one that warms up. */
+async function timed(device, times, run) {
+  const found = []
+  for (let round = 0; round <= ROUNDS; round++) {
+    const start = performance.now()
+    for (let i = 0; i < times; i++) await run()
+    await device.sync()
+    if (round > 0) found.push(((performance.now() - start) * 1000) / times)
+  }
+  return median(found)
+}
+
+async function copyBandwidth(device, bytes) {
+  const [a, b] = [Tensor.empty([bytes / 2], { dtype: 'bfloat16', device }), Tensor.empty([bytes / 2], { dtype: 'bfloat16', device })]
+  const microseconds = await timed(device, 20, () => device.copy(a, b))
+  a.dispose()
+  b.dispose()
+  return (2 * bytes) / microseconds / 1e3
+}
+
+async function matvec(device, outs, k) {
+  const options = { dtype: 'bfloat16', device }
+  // Several, so that none is found in the cache.
+  const count = Math.min(8, Math.ceil(2 ** 29 / (outs * k * 2)))
+  const weights = Array.from({ length: count }, () => Tensor.full([outs, k], 0.01, options))
+  const x = Tensor.full([1, k], 1, options)
+  const out = Tensor.empty([1, outs], { device })
+  let next = 0
+  const microseconds = await timed(device, 64, () => device.matmul(x, weights[next++ % count], { out }))
+  for (const tensor of [...weights, x, out]) tensor.dispose()
+  return { microseconds, gigabytesPerSecond: (outs * k * 2) / microseconds / 1e3 }
+}
+
+/** Microseconds of one call: run each time, from a recording, and until all ranks' calls are given to the device. */
+async function fusedNorm(ranks, rows, n, times) {
+  const results = await launch({ ranks, placement: 'local', device: DEVICE }, async ({ comm, device, rank }) => {
+    const options = { dtype: 'bfloat16', device }
+    const x = Tensor.full([rows, n], (rank + 1) / 1024, options)
+    const [residual, out] = [Tensor.zeros([rows, n], options), Tensor.zeros([rows, n], options)]
+    const weight = Tensor.full([n], 1, options)
+    const call = () => comm.allReduceResidualBiasRMSNorm({ x, residual, weight, out })
+    const enqueued = []
+    const plain = await timed({ sync: () => device.sync() }, 1, async () => {
+      const start = performance.now()
+      for (let i = 0; i < times; i++) await call()
+      enqueued.push(((performance.now() - start) * 1000) / times)
+    })
+    const recording = await comm.record(async () => {
+      for (let i = 0; i < times; i++) await call()
+    })
+    const recorded = await timed(device, 4, () => recording.launch())
+    recording.dispose()
+    for (const tensor of [x, residual, out, weight]) tensor.dispose()
+    return { plain: plain / times, recorded: recorded / times, enqueue: median(enqueued.slice(1)) }
+  })
+  return results[0]
+}
+
+async function decode(ranks, steps) {
+  const results = await launch({ ranks, placement: 'local', device: DEVICE }, async (context) => {
+    const model = await LanguageModel.load(folder, context, { capacity: steps + 16 })
+    const rates = []
+    for (let round = 0; round < 4; round++) {
+      let start = 0
+      let count = 0
+      for await (const _ of model.generate('ROMEO:\n', { maxNewTokens: steps, stopIds: [] })) {
+        if (count++ === 0) start = performance.now()
+      }
+      if (round > 0) rates.push(((count - 1) * 1000) / (performance.now() - start))
+    }
+    model.dispose()
+    return median(rates)
+  })
+  return results[0]
+}

@@ -1,0 +1,29 @@
+// Runs the program of several ranks, and says what came of it.
+import { spawn } from 'node:child_process'
+import { join } from 'node:path'
+
+const program = join(import.meta.dirname, 'ranks.mjs')
+
+/** What each rank gave. @throws with the program's last words where it failed. */
+export async function runRanks(plan, { seconds = 300, env = {} } = {}) {
+  const child = spawn(process.execPath, [program, JSON.stringify(plan)], {
+    env: { ...process.env, ...env },
+    stdio: ['ignore', 'pipe', 'pipe'],
+    timeout: seconds * 1000,
+    killSignal: 'SIGKILL',
+  })
+  const texts = ['', '']
+  for (const [i, stream] of [child.stdout, child.stderr].entries()) stream.setEncoding('utf8').on('data', (text) => (texts[i] += text))
+  const ended = await new Promise((resolve) => child.once('close', (code, signal) => resolve(signal ?? code)))
+  if (ended === 0) return JSON.parse(texts[0].trim().split('\n').at(-1))
+  const told = texts[1].split('\n').filter((line) => /Error/.test(line))
+  const limit = ended === 'SIGKILL' ? ` (limit: ${seconds} s)` : ''
+  throw new Error(`the program ended with ${ended}${limit}: ${(told[0] ?? texts[1].slice(-500)).trim()}`)
+}
+
+/** @throws where the ranks' digests are not the same. */
+export function alike(results) {
+  const digests = results.map(({ digest }) => digest)
+  if (new Set(digests).size > 1) throw new Error(`ranks have different bits: ${digests.map((one) => one.slice(0, 8)).join(', ')}`)
+  return results[0].about
+}
