@@ -16,7 +16,7 @@ export async function runRanks(plan, { seconds = 300, env = {} } = {}) {
   for (const [i, stream] of [child.stdout, child.stderr].entries()) stream.setEncoding('utf8').on('data', (text) => (texts[i] += text))
   const ended = await new Promise((resolve) => child.once('close', (code, signal) => resolve(signal ?? code)))
   if (ended === 0) return JSON.parse(texts[0].trim().split('\n').at(-1))
-  const told = texts[1].split('\n').filter((line) => /Error/.test(line))
+  const told = texts[1].split('\n').filter((line) => /^\s*\w*Error\b/.test(line))
   const limit = ended === 'SIGKILL' ? ` (limit: ${seconds} s)` : ''
   throw new Error(`the program ended with ${ended}${limit}: ${(told[0] ?? texts[1].slice(-500)).trim()}`)
 }
