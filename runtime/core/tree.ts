@@ -75,3 +75,10 @@ function push(stack: TreeNode[], node: TreeNode): number {
   stack.push(right)
   return joins
 }
+
+/** The slots that hold sums, ranks ascending, and behind each how many of the sums that wait are joined: a program for sums of slices. */
+export function joinsOf(spans: readonly Span[]): { used: readonly number[]; joins: readonly number[] } {
+  const merges = mergesOf(spans, slotsOf(spans))
+  const used = [...merges.keys()].filter((slot) => merges[slot] !== NO_NODE)
+  return { used, joins: used.map((slot) => merges[slot] as number) }
+}

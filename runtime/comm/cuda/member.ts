@@ -1,22 +1,22 @@
 // Member: one rank's part in a group whose kernels use each other's memory: its collectives are recorded as soon as all have come.
 import type { Device } from '../../device/device.ts'
-import { type GroupMember, outline } from '../member.ts'
+import type { Run } from '../calls/run.ts'
+import { type GroupMember, type HoldAs, outline } from '../member.ts'
 import type { MeetOptions } from '../rendezvous.ts'
 import type { Operand, Staging } from '../staged/group.ts'
-import type { Hold } from '../staged/member.ts'
 import { orEnd } from '../turns.ts'
 import type { CudaGroup, Results } from './group.ts'
 
 export type Member = GroupMember<Device, CudaGroup, Staging, Operand>
 
 /** As GroupMember.run, with a `record` that awaits nothing; its results are by rank, of those that are here. */
-export function recorded<P, R>(
+export const recorded: Run<Member, Operand, Results, 'now'> = <P, R>(
   member: Member,
   call: string,
-  prepare: (hold: Hold) => P,
+  prepare: (hold: HoldAs<Operand>) => P,
   options: MeetOptions,
   record: (payloads: P[], results: Results) => R[],
-): Promise<R> {
+): Promise<R> => {
   const { group, host } = member
   const turn = (payloads: P[]): R[] | Promise<R[]> => group.turn(call, options, (results) => record(payloads, results))
   const complete = host.wire ? (payloads: P[]) => orEnd(host, call, (async () => turn(payloads))()) : turn

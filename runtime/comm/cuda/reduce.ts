@@ -1,19 +1,30 @@
 // The collectives over peers' memory that compute: sums, and the sum fused with residual, bias and RMSNorm. What the kernels do not know, the
 // callers in comm.ts leave to StagedComm.
 import { type DType, dtypeSize } from '../../core/dtype.ts'
-import { checkInteger } from '../../core/errors.ts'
-import { resolveDim, splitAt } from '../../core/shape.ts'
+import { splitAt } from '../../core/shape.ts'
 import type { Tensor } from '../../core/tensor.ts'
 import { elementType } from '../../device/checks.ts'
 import { OP, REDUCTION, TYPE } from '../../device/engine/commands.ts'
 import type { Operand as Place } from '../../device/engine/queue.ts'
-import { type AlgorithmName, checkAlgorithm, reductionCall } from '../algorithms.ts'
-import { checkApart, checkFused, checkParts, checkReduced, checkWritten, describeShape, describeTensor } from '../checks.ts'
-import type { AllReduceOptions, FusedNorm, ReduceOp, ScatterVOptions } from '../device-comm.ts'
-import { checkCut, isEven } from '../part-checks.ts'
+import type { AlgorithmName } from '../algorithms.ts'
+import {
+  type AllReduce,
+  allReduceBy,
+  type Norm,
+  type NormOperands,
+  normBy,
+  type Reduce,
+  type ReduceScatter,
+  type ReduceScatterV,
+  reduceBy,
+  reduceScatterBy,
+  reduceScatterVBy,
+  type ScatterCall,
+} from '../calls/reduce.ts'
+import type { FusedNorm, ReduceOp } from '../device-comm.ts'
 import type { MeetOptions } from '../rendezvous.ts'
 import type { Operand, Target } from '../staged/group.ts'
-import { type Hold, held, operandOf } from '../staged/member.ts'
+import { operandOf } from '../staged/member.ts'
 import { type CudaGroup, type Part, placeOf, type Results } from './group.ts'
 import { type Member, recorded } from './member.ts'
 import { blocksFor, piecesOf, WAY, wayOf } from './plan.ts'
@@ -33,121 +44,40 @@ export function norms({ x, residual, tree }: FusedNorm): boolean {
   return !tree && isSummed(x?.dtype) && x.dtype === residual?.dtype
 }
 
-export async function allReduce(
-  member: Member,
-  x: Tensor,
-  { op = 'sum', out, algorithm, ...options }: AllReduceOptions = {},
-): Promise<Tensor> {
-  const check = (): void => {
-    checkReduced(member.device, x, op)
-    checkAlgorithm(algorithm, reductionCall(member, 'allReduce', x, Math.ceil(x.size / 4)))
-    if (out !== undefined) checkWritten(member.device, out, x, x.dtype, 'out')
-  }
-  if (member.size === 1 && out === undefined) return member.bypass(x, check)
-  const call = `allReduce(${op}, ${describeTensor(x)}${out === undefined ? '' : ', out'}${algorithm ? `, ${algorithm}` : ''})`
-  const prepare = (hold: Hold): { x: Operand; out: Target | undefined } => {
-    check()
-    return { x: hold(x, 'r'), out: out && { tensor: out, operand: hold(out, 'w') } }
-  }
-  const result = await recorded(member, call, prepare, options, (payloads, results) => {
-    const { group } = member
-    const targets = group.here.map((rank) => payloads[rank]?.out ?? results.of(rank, x.shape, x.dtype))
-    const operands = payloads.map((p) => p.x)
-    sum(
-      group,
-      results,
-      operands,
-      byRank(group, targets, ({ operand }) => operand),
-      { algorithm, options },
-    )
-    return byRank(group, targets, ({ tensor }) => tensor)
-  })
-  return member.counted(x, result)
-}
+export const allReduce: AllReduce<Member> = allReduceBy(recorded, ({ group }, payloads, results, { x, algorithm, options }) => {
+  const targets = group.here.map((rank) => payloads[rank]?.out ?? results.of(rank, x.shape, x.dtype))
+  const operands = payloads.map((p) => p.x)
+  sum(
+    group,
+    results,
+    operands,
+    byRank(group, targets, ({ operand }) => operand),
+    { algorithm, options },
+  )
+  return byRank(group, targets, ({ tensor }) => tensor)
+})
 
-/** As allReduce on rank dst, null on the others. */
-export async function reduce(
-  member: Member,
-  x: Tensor,
-  { dst = 0, op = 'sum', ...options }: { dst?: number; op?: ReduceOp } & MeetOptions = {},
-): Promise<Tensor | null> {
-  const check = (): void => {
-    checkReduced(member.device, x, op)
-    checkInteger('dst', dst, 0, member.size - 1)
-  }
-  if (member.size === 1) return member.bypass(x, check)
-  const call = `reduce(${op}, ${describeTensor(x)}, dst ${dst})`
-  const result = await recorded<Operand, Tensor | null>(member, call, held(x, check), options, (operands, results) => {
-    const { group } = member
-    const targets = group.here.map((rank) => (rank === dst ? results.of(rank, x.shape, x.dtype) : null))
-    const places = byRank(group, targets, (target, rank) => target?.operand ?? scratchOf(results, rank, operands[rank] as Operand))
-    sum(group, results, operands, places, { options })
-    return byRank(group, targets, (target) => target?.tensor ?? null)
-  })
-  return member.counted(x, result)
-}
+export const reduce: Reduce<Member> = reduceBy(recorded, ({ group }, operands, results, { x, dst, options }) => {
+  const targets = group.here.map((rank) => (rank === dst ? results.of(rank, x.shape, x.dtype) : null))
+  const places = byRank(group, targets, (target, rank) => target?.operand ?? scratchOf(results, rank, operands[rank] as Operand))
+  sum(group, results, operands, places, { options })
+  return byRank(group, targets, (target) => target?.tensor ?? null)
+})
 
-export async function reduceScatter(
-  member: Member,
-  x: Tensor,
-  { dim = -1, op = 'sum', ...options }: { dim?: number; op?: ReduceOp } & MeetOptions = {},
-): Promise<Tensor> {
-  const check = (): void => {
-    checkReduced(member.device, x, op)
-    checkParts(x.shape, dim, member.size)
-  }
-  if (member.size === 1) return member.bypass(x, check)
-  const call = `reduceScatter(${op}, ${describeTensor(x)}, dim ${dim})`
-  const lengths = (): number[] => {
-    const length = x.shape[resolveDim(dim, x.shape.length)] as number
-    return Array<number>(member.size).fill(length / member.size)
-  }
-  return scattered(member, x, call, check, { dim, options, lengths })
-}
+export const reduceScatter: ReduceScatter<Member> = reduceScatterBy(recorded, scattered)
+export const reduceScatterV: ReduceScatterV<Member> = reduceScatterVBy(recorded, reduceScatter, scattered)
 
-/** The sum over ranks, of which rank r gets sizes[r] along dim. Equal sizes, and none, are those of reduceScatter. */
-export async function reduceScatterV(
-  member: Member,
-  x: Tensor,
-  { dim = -1, sizes, op = 'sum', ...options }: ScatterVOptions = {},
-): Promise<Tensor> {
-  if (sizes === undefined || isEven(sizes, member.size, x, dim)) return reduceScatter(member, x, { dim, op, ...options })
-  const check = (): void => checkCut(member.device, x, op, dim, sizes, member.size)
-  if (member.size === 1) return member.bypass(x, check)
-  const call = `reduceScatterV(${op}, ${describeTensor(x)}, dim ${dim}, sizes ${describeShape(sizes)})`
-  return scattered(member, x, call, check, { dim, options, lengths: () => sizes })
-}
-
-interface FusedOperands {
-  x: Operand
-  residual: Operand
-  weight: Operand
-  bias: Operand | null
-  out: Target | undefined
-}
-
-export async function allReduceResidualBiasRMSNorm(member: Member, args: FusedNorm, options: MeetOptions = {}): Promise<Tensor> {
-  const { x, residual, weight, bias, eps = 1e-6, zeroCentered = false, algorithm, out } = args
-  const flags = `eps ${eps}${bias ? ', bias' : ''}${zeroCentered ? ', zeroCentered' : ''}${out ? ', out' : ''}${algorithm ? `, ${algorithm}` : ''}`
-  const call = `allReduceResidualBiasRMSNorm(${describeTensor(x)}, residual ${describeTensor(residual)}, ${flags})`
-  const prepare = (hold: Hold): FusedOperands => {
-    checkFused(member.device, args, eps)
-    const rows = residual.size / Math.max(1, residual.shape.at(-1) as number)
-    checkAlgorithm(algorithm, reductionCall(member, 'allReduceResidualBiasRMSNorm', x, rows))
-    const own = { x: hold(x, 'r'), residual: hold(residual, 'rw'), weight: hold(weight, 'r'), bias: bias ? hold(bias, 'r') : null }
-    const target = out && { tensor: out, operand: hold(out, 'w') }
-    if (target) checkApart(own.residual, target.operand, 'residual and out')
-    return { ...own, out: target }
-  }
-  const result = await recorded(member, call, prepare, options, (payloads, results) => {
-    const { group } = member
-    const n = residual.shape.at(-1) as number
+export const allReduceResidualBiasRMSNorm: Norm<Member> = normBy(
+  recorded,
+  (operand) => operand,
+  ({ group }, payloads, results, { residual, rows, n, eps, zeroCentered, algorithm, options }) => {
     const targets = group.here.map((rank) => payloads[rank]?.out ?? results.of(rank, residual.shape, residual.dtype))
     if (residual.size > 0) {
-      const shape = { rows: residual.size / n, n, type: TYPE[elementType(residual.dtype, 'residual')], size: dtypeSize(residual.dtype) }
-      const numbers = normNumbers({ eps, weightBias: Number(zeroCentered), bias: bias !== undefined, out: true })
+      const shape = { rows, n, type: TYPE[elementType(residual.dtype, 'residual')], size: dtypeSize(residual.dtype) }
+      const bias = payloads[group.here[0] as number]?.bias != null
+      const numbers = normNumbers({ eps, weightBias: Number(zeroCentered), bias, out: true })
       const used = group.here.map((rank, i) => {
-        const { x, residual, weight, bias } = payloads[rank] as FusedOperands
+        const { x, residual, weight, bias } = payloads[rank] as NormOperands<Operand>
         const { operand: y } = targets[i] as Target
         return { inPlace: [x, residual], own: [weight, ...(bias ? [bias] : [])], written: [residual, y] }
       })
@@ -162,10 +92,8 @@ export async function allReduceResidualBiasRMSNorm(member: Member, args: FusedNo
       results.settle()
     }
     return byRank(group, targets, ({ tensor }) => tensor)
-  })
-  member.counts.fused++
-  return member.counted(x, result)
-}
+  },
+)
 
 /** All ranks' operands added into `to`, by rank of those that are here. */
 export function sum(
@@ -196,35 +124,22 @@ export function sum(
   results.settle()
 }
 
-/** The sum, cut along dim into the ranks' parts. */
-async function scattered(
-  member: Member,
-  x: Tensor,
-  call: string,
-  check: () => void,
-  { dim, options, lengths }: { dim: number; options: MeetOptions; lengths: () => readonly number[] },
-): Promise<Tensor> {
-  const result = await recorded(member, call, held(x, check), options, (operands, results) => {
-    const { group } = member
-    const at = resolveDim(dim, x.shape.length)
-    const { outer, length: whole, inner } = splitAt(x.shape, at)
-    const sums = byRank(group, group.here, (rank) => scratchOf(results, rank, operands[rank] as Operand))
-    sum(group, results, operands, sums, { options })
-    return byRank(group, group.here, (rank) => {
-      const start = lengths()
-        .slice(0, rank)
-        .reduce((a, b) => a + b, 0)
-      const length = lengths()[rank] as number
-      const y = results.of(rank, x.shape.with(at, length), x.dtype)
-      const type = TYPE[elementType(x.dtype, 'x')]
-      const { block, offset } = placeOf(sums[rank] as Operand)
-      const from = { block, offset: offset + start * inner * dtypeSize(x.dtype) }
-      const numbers = [outer, length * inner, whole * inner, 1, REDUCTION.sum, 1, type, type, 0]
-      if (y.tensor.size > 0) group.alone(rank, OP.reduce, numbers, [from, placeOf(y.operand)], [1])
-      return y.tensor
-    })
+/** The sum, cut into the ranks' parts. */
+function scattered({ group }: Member, operands: readonly Operand[], results: Results, { x, at, lengths, options }: ScatterCall): Tensor[] {
+  const { outer, length: whole, inner } = splitAt(x.shape, at)
+  const sums = byRank(group, group.here, (rank) => scratchOf(results, rank, operands[rank] as Operand))
+  sum(group, results, operands, sums, { options })
+  return byRank(group, group.here, (rank) => {
+    const start = lengths.slice(0, rank).reduce((a, b) => a + b, 0)
+    const length = lengths[rank] as number
+    const y = results.of(rank, x.shape.with(at, length), x.dtype)
+    const type = TYPE[elementType(x.dtype, 'x')]
+    const { block, offset } = placeOf(sums[rank] as Operand)
+    const from = { block, offset: offset + start * inner * dtypeSize(x.dtype) }
+    const numbers = [outer, length * inner, whole * inner, 1, REDUCTION.sum, 1, type, type, 0]
+    if (y.tensor.size > 0) group.alone(rank, OP.reduce, numbers, [from, placeOf(y.operand)], [1])
+    return y.tensor
   })
-  return member.counted(x, result)
 }
 
 /** Memory of the call's own for what `like` holds. */

@@ -1,10 +1,10 @@
 // Member: one rank's part in a group of NCCL. Over a wire its calls go to NCCL in the order in which it made them, whatever groups they are of: a
 // stream that has two collectives in another order than a peer's would wait for ever.
 import type { Device } from '../../device/device.ts'
-import { type GroupMember, outline } from '../member.ts'
+import type { Run } from '../calls/run.ts'
+import { type GroupMember, type HoldAs, outline } from '../member.ts'
 import type { MeetOptions } from '../rendezvous.ts'
 import type { Operand, Staging } from '../staged/group.ts'
-import type { Hold } from '../staged/member.ts'
 import { orEnd } from '../turns.ts'
 import type { NcclGroup, Results } from './group.ts'
 
@@ -14,13 +14,13 @@ export type Member = GroupMember<Device, NcclGroup, Staging, Operand>
 const last = new WeakMap<Device, Promise<void>>()
 
 /** As GroupMember.run, with a `record` that awaits nothing; its results are by rank, of those that are here. */
-export async function recorded<P, R>(
+export const recorded: Run<Member, Operand, Results, 'now'> = async <P, R>(
   member: Member,
   call: string,
-  prepare: (hold: Hold) => P,
+  prepare: (hold: HoldAs<Operand>) => P,
   options: MeetOptions,
   record: (payloads: P[], results: Results) => R[],
-): Promise<R> {
+): Promise<R> => {
   const { host, group, device } = member
   const now = (payloads: P[]): R[] | Promise<R[]> => group.turn(call, options, (results) => record(payloads, results))
   if (!host.wire) return member.holding(prepare, (offer) => host.meet(call, offer, now, options))

@@ -1,6 +1,6 @@
 // Member: one rank's part in a group whose collectives go through host memory.
-import type { Tensor } from '../../core/tensor.ts'
 import type { Device } from '../../device/device.ts'
+import type { Run } from '../calls/run.ts'
 import type { Deliver as AnyDeliver } from '../channels.ts'
 import type { GroupMember, HoldAs, Shared } from '../member.ts'
 import type { Operand, StagedGroup, Staging } from './group.ts'
@@ -17,10 +17,4 @@ export function operandOf(rank: number): Hold {
   }
 }
 
-/** The payload of collectives with one operand. */
-export function held(x: Tensor, check: () => void): (hold: Hold) => Operand {
-  return (hold) => {
-    check()
-    return hold(x, 'r')
-  }
-}
+export const run: Run<Member, Operand, Staging, 'later'> = (member, ...call) => member.run(...call)
