@@ -9,6 +9,7 @@ import { copyBytes, type Operand } from '../../device/webgpu/launch.ts'
 import type { GpuStorage } from '../../device/webgpu/pool.ts'
 import { treeSum } from '../../device/webgpu/tree.ts'
 import { STEP_BYTES, sumsOnHost, wireType } from '../algorithms.ts'
+import type { TargetOf } from '../calls/run.ts'
 import type { ReduceOp, TreeCut } from '../device-comm.ts'
 import type { Link } from '../link.ts'
 import type { MeetOptions } from '../rendezvous.ts'
@@ -30,11 +31,7 @@ import { sumSlice } from './host-sum.ts'
 import { reduceSlices } from './kernels.ts'
 import { Scope } from './scope.ts'
 
-/** A tensor that a rank named as the place of its result. */
-export interface Target {
-  tensor: Tensor
-  operand: Operand
-}
+export type Target = TargetOf<Operand>
 
 export class WebGpuGroup {
   /** All devices of the group. */

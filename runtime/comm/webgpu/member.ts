@@ -1,7 +1,7 @@
 // Member: one rank's part in a WebGPU group.
-import type { Tensor } from '../../core/tensor.ts'
 import type { WebGpuDevice } from '../../device/webgpu/device.ts'
 import type { Operand } from '../../device/webgpu/launch.ts'
+import type { Run } from '../calls/run.ts'
 import type { Deliver as AnyDeliver } from '../channels.ts'
 import type { GroupMember, HoldAs, Shared } from '../member.ts'
 import type { WebGpuGroup } from './group.ts'
@@ -12,13 +12,7 @@ export type Common = Shared<Scope, WebGpuGroup>
 export type Hold = HoldAs<Operand>
 export type Deliver<P, R> = AnyDeliver<P, R, Scope, WebGpuGroup>
 
-/** The payload of collectives with one operand. */
-export function held(x: Tensor, check: () => void): (hold: Hold) => Operand {
-  return (hold) => {
-    check()
-    return hold(x, 'r')
-  }
-}
+export const run: Run<Member, Operand, Scope, 'later'> = (member, ...call) => member.run(...call)
 
 export function operandsOf(payloads: readonly { x: Operand }[]): Operand[] {
   return payloads.map((p) => p.x)

@@ -5,21 +5,13 @@ import type { Span } from '../../core/tree.ts'
 import type { Range } from '../../device/webgpu/commands.ts'
 import { copyBytes, type Operand } from '../../device/webgpu/launch.ts'
 import { sumsOnHost } from '../algorithms.ts'
+import type { NormOperands, Summand } from '../calls/reduce.ts'
 import type { ReduceOp } from '../device-comm.ts'
 import { type Cluster, type Extent, elsewhere, emptySlices, isLocal, type Slices, type Source, sliceAt, upload } from './clusters.ts'
-import type { Target } from './group.ts'
 import { sumSlice } from './host-sum.ts'
 import { fusedNorm, reduceSlices } from './kernels.ts'
 import { type Member, operandsOf } from './member.ts'
 import type { Scope } from './scope.ts'
-
-export interface FusedOperands {
-  x: Operand
-  residual: Operand
-  weight: Operand
-  bias: Operand | null
-  out: Target | undefined
-}
 
 /** Elements [start, start + count) for each of `devices`, cut at multiples of `unit`; the last parts may be empty. */
 export function partsOf(count: number, devices: number, unit: number): Span[] {
@@ -101,7 +93,7 @@ function put(scope: Scope, cluster: Cluster, from: Range | Uint8Array, to: Range
 export async function twoShotAllReduce(
   { group, size }: Member,
   scope: Scope,
-  payloads: readonly { x: Operand; out: Target | undefined }[],
+  payloads: readonly Summand<Operand>[],
   x: Tensor,
   op: ReduceOp,
 ): Promise<Tensor[]> {
@@ -138,12 +130,12 @@ export async function twoShotSums({ group, size }: Member, scope: Scope, operand
 export async function twoShotFused(
   { group }: Member,
   scope: Scope,
-  payloads: readonly FusedOperands[],
+  payloads: readonly NormOperands<Operand>[],
   residual: Tensor,
   { rows, n, ...norm }: { rows: number; n: number; eps: number; zeroCentered: boolean },
 ): Promise<Tensor[]> {
   const { sources, dtype } = group.sources(scope, operandsOf(payloads), 'sum')
-  const leadOf = ({ ranks }: Cluster): FusedOperands => payloads[ranks[0] as number] as FusedOperands
+  const leadOf = ({ ranks }: Cluster): NormOperands<Operand> => payloads[ranks[0] as number] as NormOperands<Operand>
   const size = dtypeSize(residual.dtype)
   const parts = partsOf(rows * n, sources.length, n)
   const deliver = await twoShot(scope, sources, dtype, parts, 'sum', [size, size], (cluster, slices, { start, count }) => {
@@ -169,8 +161,8 @@ export async function twoShotFused(
 }
 
 /** Gives the residual of a device's first rank to those of its others that are memory of their own. */
-export function shareResidual({ sink, ranks }: Cluster, payloads: readonly FusedOperands[]): void {
-  const [lead, ...others] = ranks.map((rank) => payloads[rank]) as [FusedOperands, ...FusedOperands[]]
+export function shareResidual({ sink, ranks }: Cluster, payloads: readonly NormOperands<Operand>[]): void {
+  const [lead, ...others] = ranks.map((rank) => payloads[rank]) as [NormOperands<Operand>, ...NormOperands<Operand>[]]
   const from = lead.residual.range
   for (const { range: to } of others.map((other) => other.residual)) {
     if (to.buffer !== from.buffer || to.offset !== from.offset) copyBytes(sink, from, to, from.byteLength)

@@ -1,6 +1,6 @@
 // Data movement of the WebGPU collectives: operands interleaved along a dimension, and a sum cut into the ranks' parts.
 import { type DType, dtypeSize } from '../../core/dtype.ts'
-import { resolveDim, type Shape, splitAt } from '../../core/shape.ts'
+import { type Shape, splitAt } from '../../core/shape.ts'
 import type { Range } from '../../device/webgpu/commands.ts'
 import { copyRuns } from '../../device/webgpu/launch.ts'
 import { ALIGNMENT, type GpuStorage } from '../../device/webgpu/pool.ts'
@@ -9,19 +9,19 @@ import { type Cluster, emptySlices, type Slices } from './clusters.ts'
 import { reduceSlices, scatterSlices } from './kernels.ts'
 import type { Scope } from './scope.ts'
 
-/** y = the slices concatenated along `dim`; `shape` is that of one slice. One dispatch. */
-export function interleave({ sink }: Cluster, slices: Slices, y: Range, shape: Shape, dim: number): void {
-  const { outer, length, inner } = splitAt(shape, resolveDim(dim, shape.length))
+/** y = the slices concatenated along dimension `at`; `shape` is that of one slice. One dispatch. */
+export function interleave({ sink }: Cluster, slices: Slices, y: Range, shape: Shape, at: number): void {
+  const { outer, length, inner } = splitAt(shape, at)
   const width = length * inner * dtypeSize(slices.dtype)
   const runs = { a: slices.count, b: outer, width, srcA: slices.pitch, srcB: width, dstA: width, dstB: slices.count * width }
   copyRuns(sink, slices.range, y, runs)
 }
 
-/** What is cut, and how: the r-th of `size` parts of `shape` along `dim` goes to rank r. */
+/** What is cut, and how: the r-th of `size` parts of `shape` along dimension `at` goes to rank r. */
 export interface Cut {
   shape: Shape
   dtype: DType
-  dim: number
+  at: number
   size: number
 }
 
@@ -31,14 +31,14 @@ export function scatterParts(
   cluster: Cluster,
   slices: Slices,
   parts: readonly GpuStorage[],
-  { shape, dtype, dim, size }: Cut,
+  { shape, dtype, at, size }: Cut,
   op: ReduceOp,
 ): void {
   const { sink, ranks } = cluster
   const [first, second] = parts as [GpuStorage, GpuStorage?]
   const pitch = second ? second.offset - first.offset : Math.max(ALIGNMENT, first.byteLength)
   const range = { buffer: first.buffer, offset: first.offset, byteLength: (parts.length - 1) * pitch + first.byteLength }
-  const { outer, length, inner } = splitAt(shape, resolveDim(dim, shape.length))
+  const { outer, length, inner } = splitAt(shape, at)
   const count = (length / size) * inner
   const lowest = ranks[0] as number
   const step = ranks.length > 1 ? (ranks[1] as number) - lowest : 0
