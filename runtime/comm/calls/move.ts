@@ -7,9 +7,7 @@ import type { GatherVOptions } from '../device-comm.ts'
 import type { HoldAs } from '../member.ts'
 import { checkGathered, describeOpen, lengthAt } from '../part-checks.ts'
 import type { MeetOptions } from '../rendezvous.ts'
-import { type Caller, held, type Made, type Run, type Timing } from './run.ts'
-
-type Act<M, P, S, G, R, A extends Timing> = (member: M, payloads: P[], scope: S, given: G) => Made<R, A>
+import { type Act, type Caller, held, type Run, type Timing } from './run.ts'
 
 export type AllGather<M> = (member: M, x: Tensor, options?: { dim?: number } & MeetOptions) => Promise<Tensor>
 
@@ -61,6 +59,11 @@ export type AllGatherV<M> = (member: M, x: Tensor | readonly Tensor[], options?:
 export interface PartOf<O> {
   operand: O
   length: number
+}
+
+/** Operands of one shape, as parts along dimension `at`. */
+export function alike<O>(operands: readonly O[], { shape }: Tensor, at: number): PartOf<O>[] {
+  return operands.map((operand) => ({ operand, length: shape[at] as number }))
 }
 
 export interface GatherVCall {

@@ -21,9 +21,7 @@ import type { AllReduceOptions, FusedNorm, ReduceOp, ScatterVOptions, TreeCut } 
 import type { HoldAs } from '../member.ts'
 import { checkCut, isEven } from '../part-checks.ts'
 import type { MeetOptions } from '../rendezvous.ts'
-import { type Caller, held, type Made, type Run, type TargetOf, type Timing } from './run.ts'
-
-type Act<M, P, S, G, R, A extends Timing> = (member: M, payloads: P[], scope: S, given: G) => Made<R, A>
+import { type Act, type Caller, held, type Run, type TargetOf, type Timing } from './run.ts'
 
 export type AllReduce<M> = (member: M, x: Tensor, options?: AllReduceOptions) => Promise<Tensor>
 

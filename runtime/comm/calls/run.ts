@@ -17,6 +17,9 @@ export type Run<M, O, S, A extends Timing> = <P, R>(
   act: (payloads: P[], scope: S) => Made<R, A>,
 ) => Promise<R>
 
+/** How a kind of group carries a call out, once for all ranks that are here: `payloads` of all, `given` what all have given alike. */
+export type Act<M, P, S, G, R, A extends Timing> = (member: M, payloads: P[], scope: S, given: G) => Made<R, A>
+
 /** What calls ask of a GroupMember. */
 export interface Caller {
   readonly rank: number

@@ -6,6 +6,7 @@ import { OP } from '../../device/engine/commands.ts'
 import {
   type AllGather,
   type AllGatherV,
+  alike,
   allGatherBy,
   allGatherVBy,
   type Broadcast,
@@ -60,10 +61,6 @@ export const broadcastInto: Broadcast<Member> = broadcastIntoBy(recorded, ({ gro
   results.settle()
   return byRank(group, to, () => null)
 })
-
-function alike(operands: readonly Operand[], { shape }: Tensor, at: number): PartOf<Operand>[] {
-  return operands.map((operand) => ({ operand, length: shape[at] as number }))
-}
 
 /** All ranks' parts concatenated along dimension `at`, for the ranks that are here, or for `dst` of them alone. */
 function sideBySide(

@@ -6,6 +6,7 @@ import { OP } from '../../device/engine/commands.ts'
 import {
   type AllGather,
   type AllGatherV,
+  alike,
   allGatherBy,
   allGatherVBy,
   type Broadcast,
@@ -48,10 +49,6 @@ export const broadcastInto: Broadcast<Member> = broadcastIntoBy(recorded, ({ gro
     return null
   }),
 )
-
-function alike(operands: readonly Operand[], { shape }: Tensor, at: number): PartOf<Operand>[] {
-  return operands.map((operand) => ({ operand, length: shape[at] as number }))
-}
 
 /** All ranks' parts concatenated along dimension `at`, as a result of `rank`. */
 function sideBySide(

@@ -1,14 +1,12 @@
 // Member: one rank's part in a group whose collectives go through host memory.
 import type { Device } from '../../device/device.ts'
 import type { Run } from '../calls/run.ts'
-import type { Deliver as AnyDeliver } from '../channels.ts'
 import type { GroupMember, HoldAs, Shared } from '../member.ts'
 import type { Operand, StagedGroup, Staging } from './group.ts'
 
 export type Member = GroupMember<Device, StagedGroup, Staging, Operand>
 export type Common = Shared<Staging, StagedGroup>
 export type Hold = HoldAs<Operand>
-export type Deliver<P, R> = AnyDeliver<P, R, Staging, StagedGroup>
 
 /** How a rank's tensors are seen as operands. */
 export function operandOf(rank: number): Hold {

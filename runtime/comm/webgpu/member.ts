@@ -2,7 +2,6 @@
 import type { WebGpuDevice } from '../../device/webgpu/device.ts'
 import type { Operand } from '../../device/webgpu/launch.ts'
 import type { Run } from '../calls/run.ts'
-import type { Deliver as AnyDeliver } from '../channels.ts'
 import type { GroupMember, HoldAs, Shared } from '../member.ts'
 import type { WebGpuGroup } from './group.ts'
 import type { Scope } from './scope.ts'
@@ -10,7 +9,6 @@ import type { Scope } from './scope.ts'
 export type Member = GroupMember<WebGpuDevice, WebGpuGroup, Scope, Operand>
 export type Common = Shared<Scope, WebGpuGroup>
 export type Hold = HoldAs<Operand>
-export type Deliver<P, R> = AnyDeliver<P, R, Scope, WebGpuGroup>
 
 export const run: Run<Member, Operand, Scope, 'later'> = (member, ...call) => member.run(...call)
 

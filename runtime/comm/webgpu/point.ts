@@ -1,70 +1,23 @@
-// Messages between two ranks of a WebGPU group: send and recv, matched in order on the channel of their pair.
-import { type DType, dtypeSize } from '../../core/dtype.ts'
-import { checkShape, type Shape, sizeOf } from '../../core/shape.ts'
+// Messages between two ranks of a WebGPU group: x read where it lies, or landed on the receiver's device.
+
 import type { Tensor } from '../../core/tensor.ts'
 import { copyBytes, type Operand, rangeOf } from '../../device/webgpu/launch.ts'
-import { checkHere, describeShape, describeTensor } from '../checks.ts'
-import { checkPeer } from '../part-checks.ts'
-import type { MeetOptions, Offer } from '../rendezvous.ts'
+import { type Message, type Receive, recvBy, type Send, sendBy, type Wanted } from '../calls/point.ts'
 import { elsewhere, isHere } from './clusters.ts'
+import type { WebGpuGroup } from './group.ts'
 import { land } from './land.ts'
-import type { Deliver, Hold, Member } from './member.ts'
+import type { Member } from './member.ts'
+import type { Scope } from './scope.ts'
 
-/** Sends x to rank dst (by default the next one, the last sends to the first); resolves once it is received. */
-export async function send(
-  member: Member,
-  x: Tensor,
-  { dst = (member.rank + 1) % member.size, ...options }: { dst?: number } & MeetOptions = {},
-): Promise<void> {
-  checkPeer(member, 'dst', dst)
-  const prepare = (hold: Hold): Operand => {
-    checkHere(member.device, x, 'x')
-    return hold(x, 'r')
-  }
-  await member.holding(prepare, (offer) => pass(member, member.rank, dst, describeTensor(x), offer, options))
-  member.counted(x, null)
-}
+export const send: Send<Member> = sendBy(bring)
+export const recv: Receive<Member> = recvBy(bring)
 
-/** Receives from rank src (by default the one before this one) a tensor of this shape and dtype, into memory of its own. */
-export async function recv(
-  member: Member,
-  shape: Shape,
-  dtype: DType,
-  { src = (member.rank + member.size - 1) % member.size, ...options }: { src?: number } & MeetOptions = {},
-): Promise<Tensor> {
-  checkPeer(member, 'src', src)
-  const prepare = (): Wanted => {
-    if (member.device.failure) throw member.device.failure
-    checkShape(shape)
-    return { shape: [...shape], dtype, bytes: sizeOf(shape) * dtypeSize(dtype) }
-  }
-  const what = `${describeShape(shape)} ${dtype}`
-  const result = await member.holding(prepare, (offer) => pass(member, src, member.rank, what, offer, options))
-  return member.counted(null, result as Tensor)
-}
-
-interface Wanted {
-  shape: Shape
-  dtype: DType
-  bytes: number
-}
-
-function pass(
-  { channels, rank }: Member,
-  src: number,
-  dst: number,
-  what: string,
-  offer: Offer<Operand | Wanted>,
-  options: MeetOptions,
-): Promise<Tensor | null> {
-  const deliver: Deliver<Operand | Wanted, Tensor | null> = async ([from, wanted], scope, pair) => {
-    const [site, to] = [pair.home(0), pair.home(1)]
-    const { shape, dtype, bytes } = (wanted ?? {}) as Wanted
-    const result = isHere(to) ? pair.tensor(scope, 1, to.gpu.pool.allocate(bytes), shape, dtype) : null
-    const range = (from as Operand | undefined)?.range ?? elsewhere(bytes)
-    const [landed] = await land(scope, [{ site, range, to }])
-    if (result && isHere(to) && landed) copyBytes(to.sink, landed, rangeOf(to.gpu, result), bytes)
-    return [null, result]
-  }
-  return channels.meet([src, dst], rank === src ? 0 : 1, `send(${src} → ${dst}, ${what})`, offer, deliver, options)
+async function bring(_: Member, scope: Scope, { operand, wanted, pair }: Message<Operand, WebGpuGroup>): Promise<Tensor | null> {
+  const [site, to] = [pair.home(0), pair.home(1)]
+  const { shape, dtype, byteLength } = (wanted ?? {}) as Wanted
+  const result = isHere(to) ? pair.tensor(scope, 1, to.gpu.pool.allocate(byteLength), shape, dtype) : null
+  const range = operand?.range ?? elsewhere(byteLength)
+  const [landed] = await land(scope, [{ site, range, to }])
+  if (result && isHere(to) && landed) copyBytes(to.sink, landed, rangeOf(to.gpu, result), byteLength)
+  return result
 }

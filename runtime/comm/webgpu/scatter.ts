@@ -1,105 +1,59 @@
 // The WebGPU collectives that deal parts out: scatter from one rank, allToAll between all.
 import { dtypeSize } from '../../core/dtype.ts'
-import { checkInteger } from '../../core/errors.ts'
-import { resolveDim, sizeOf, splitAt } from '../../core/shape.ts'
+import { sizeOf, splitAt } from '../../core/shape.ts'
 import type { Tensor } from '../../core/tensor.ts'
 import type { Range } from '../../device/webgpu/commands.ts'
 import { copyBytes, copyRuns, type Operand } from '../../device/webgpu/launch.ts'
 import type { GpuStorage } from '../../device/webgpu/pool.ts'
-import { checkMoved, checkParts } from '../checks.ts'
-import type { AllToAllOptions } from '../device-comm.ts'
-import { checkDealt, checkReceived, describeOpen, type Splits } from '../part-checks.ts'
-import type { MeetOptions } from '../rendezvous.ts'
+import { type AllToAll, allToAllBy, type Dealt, type Scatter, scatterBy } from '../calls/deal.ts'
 import { type Cluster, elsewhere, isHere, slicesOf } from './clusters.ts'
 import type { WebGpuGroup } from './group.ts'
 import { land, type Piece, partOf } from './land.ts'
-import type { Hold, Member } from './member.ts'
+import { type Member, run } from './member.ts'
 import type { Scope } from './scope.ts'
 
-/** Rank r gets the r-th part of rank src's x along dim. The others' x is not looked at. */
-export async function scatter(
-  member: Member,
-  x: Tensor | null,
-  { src = 0, dim = 0, ...options }: { src?: number; dim?: number } & MeetOptions = {},
-): Promise<Tensor> {
-  const { group, size } = member
-  const check = (): void => {
-    checkInteger('src', src, 0, size - 1)
-    if (member.rank !== src) return
-    checkMoved(member.device, x as Tensor, dim)
-    checkParts((x as Tensor).shape, dim, size)
-  }
-  if (size === 1) {
-    check()
-    return member.bypass(x as Tensor, check)
-  }
-  const prepare = (hold: Hold): { operand: Operand; shape: readonly number[] } | null => {
-    check()
-    return member.rank === src ? { operand: hold(x as Tensor, 'r'), shape: (x as Tensor).shape } : null
-  }
-  const result = await member.run(`scatter(src ${src}, dim ${dim})`, prepare, options, async (payloads, scope) => {
-    const { operand, shape } = payloads[src] as { operand: Operand; shape: readonly number[] }
-    const at = resolveDim(dim, shape.length)
-    const { outer, length, inner } = splitAt(shape, at)
-    const part = shape.map((n, i) => (i === at ? n / size : n))
-    const bytes = sizeOf(part) * dtypeSize(operand.dtype)
-    const home = group.home(src)
-    const results: Tensor[] = []
-    const cut = (cluster: Cluster): Range[] => {
-      const storages = cluster.gpu.pool.allocateSlices(size, bytes)
-      for (const [rank, storage] of storages.entries()) {
-        if (cluster.ranks.includes(rank)) results[rank] = group.tensor(scope, rank, storage, part, operand.dtype)
-        else scope.scratch(storage)
-      }
-      const ranges = storages.map(({ buffer, offset }) => ({ buffer, offset, byteLength: bytes }))
-      const [first, second] = ranges as [Range, Range]
-      const pitch = second.offset - first.offset
-      const width = (length / size) * inner * dtypeSize(operand.dtype)
-      const runs = { a: outer, b: size, width, srcA: size * width, srcB: width, dstA: width, dstB: pitch }
-      copyRuns(cluster.sink, operand.range, { ...first, byteLength: size * pitch }, runs)
-      return ranges
+export const scatter: Scatter<Member> = scatterBy(run, async ({ group, size }, _, scope, { operand, shape, src, at }) => {
+  const { outer, length, inner } = splitAt(shape, at)
+  const part = shape.with(at, length / size)
+  const bytes = sizeOf(part) * dtypeSize(operand.dtype)
+  const home = group.home(src)
+  const results: Tensor[] = []
+  const cut = (cluster: Cluster): Range[] => {
+    const storages = cluster.gpu.pool.allocateSlices(size, bytes)
+    for (const [rank, storage] of storages.entries()) {
+      if (cluster.ranks.includes(rank)) results[rank] = group.tensor(scope, rank, storage, part, operand.dtype)
+      else scope.scratch(storage)
     }
-    const ranges = isHere(home) ? cut(home) : group.sites.flatMap(({ ranks }) => ranks.map(() => elsewhere(bytes)))
-    const away = ranges.map((range, rank) => ({ site: home, range, to: group.home(rank), rank })).filter(({ to }) => to !== home)
-    const landed = await land(scope, away)
-    for (const [i, { rank, to }] of away.entries()) {
-      if (!isHere(to)) continue
-      const storage = to.gpu.pool.allocate(bytes)
-      results[rank] = group.tensor(scope, rank, storage, part, operand.dtype)
-      copyBytes(to.sink, landed[i] as Range, { buffer: storage.buffer, offset: storage.offset, byteLength: bytes }, bytes)
-    }
-    return results
-  })
-  return member.counted(member.rank === src ? x : null, result)
-}
-
-interface Dealt extends Splits {
-  operand: Operand
-}
-
-/** Rank s's rows, cut by its splits: the r-th cut goes to rank r, which gets its cuts in the order of their senders. */
-export async function allToAll(member: Member, x: Tensor, { splits, outputSplits, ...options }: AllToAllOptions = {}): Promise<Tensor> {
-  const { group, size } = member
-  const check = (): Splits => checkDealt(member.device, x, size, { splits, outputSplits })
-  if (size === 1) {
-    const same = member.bypass(x, check)
-    checkReceived([check()])
-    return same
+    const ranges = storages.map(({ buffer, offset }) => ({ buffer, offset, byteLength: bytes }))
+    const [first, second] = ranges as [Range, Range]
+    const pitch = second.offset - first.offset
+    const width = (length / size) * inner * dtypeSize(operand.dtype)
+    const runs = { a: outer, b: size, width, srcA: size * width, srcB: width, dstA: width, dstB: pitch }
+    copyRuns(cluster.sink, operand.range, { ...first, byteLength: size * pitch }, runs)
+    return ranges
   }
-  const prepare = (hold: Hold): Dealt => ({ ...check(), operand: hold(x, 'r') })
-  const result = await member.run(`allToAll(${describeOpen(x, 0)})`, prepare, options, async (payloads, scope) => {
-    checkReceived(payloads)
-    const tail = x.shape.slice(1)
-    const unit = sizeOf(tail) * dtypeSize(x.dtype)
-    const received = payloads.map((_, to) => payloads.reduce((sum, { splits: given }) => sum + (given[to] as number), 0))
-    const places = results(scope, group, received, tail, x)
-    const even = payloads.every(({ splits: given }) => given.every((n) => n === payloads[0]?.splits[0]))
-    if (group.sites.length === 1 && even && x.size > 0) transpose(scope, group, payloads, places, x.byteLength / size)
-    else await deal(scope, group, payloads, places, unit)
-    return places.map(({ tensor }) => tensor)
-  })
-  return member.counted(x, result)
-}
+  const ranges = isHere(home) ? cut(home) : group.sites.flatMap(({ ranks }) => ranks.map(() => elsewhere(bytes)))
+  const away = ranges.map((range, rank) => ({ site: home, range, to: group.home(rank), rank })).filter(({ to }) => to !== home)
+  const landed = await land(scope, away)
+  for (const [i, { rank, to }] of away.entries()) {
+    if (!isHere(to)) continue
+    const storage = to.gpu.pool.allocate(bytes)
+    results[rank] = group.tensor(scope, rank, storage, part, operand.dtype)
+    copyBytes(to.sink, landed[i] as Range, { buffer: storage.buffer, offset: storage.offset, byteLength: bytes }, bytes)
+  }
+  return results
+})
+
+export const allToAll: AllToAll<Member> = allToAllBy(run, async ({ group, size }, payloads, scope, { x }) => {
+  const tail = x.shape.slice(1)
+  const unit = sizeOf(tail) * dtypeSize(x.dtype)
+  const received = payloads.map((_, to) => payloads.reduce((sum, { splits: given }) => sum + (given[to] as number), 0))
+  const places = results(scope, group, received, tail, x)
+  const even = payloads.every(({ splits: given }) => given.every((n) => n === payloads[0]?.splits[0]))
+  if (group.sites.length === 1 && even && x.size > 0) transpose(scope, group, payloads, places, x.byteLength / size)
+  else await deal(scope, group, payloads, places, unit)
+  return places.map(({ tensor }) => tensor)
+})
 
 /** The results of the ranks that are here: of one device, slices of one buffer. */
 function results(scope: Scope, group: WebGpuGroup, rows: readonly number[], tail: readonly number[], x: Tensor): Place[] {
@@ -122,7 +76,13 @@ interface Place {
 }
 
 /** Equal splits on one device: one dispatch. */
-function transpose(scope: Scope, { clusters }: WebGpuGroup, payloads: readonly Dealt[], places: readonly Place[], width: number): void {
+function transpose(
+  scope: Scope,
+  { clusters }: WebGpuGroup,
+  payloads: readonly Dealt<Operand>[],
+  places: readonly Place[],
+  width: number,
+): void {
   const [cluster] = clusters as [Cluster]
   const operands = payloads.map(({ operand }) => operand)
   const slices = slicesOf(
@@ -138,7 +98,13 @@ function transpose(scope: Scope, { clusters }: WebGpuGroup, payloads: readonly D
   copyRuns(cluster.sink, slices.range, { ...first, byteLength: n * pitch }, runs)
 }
 
-async function deal(scope: Scope, group: WebGpuGroup, payloads: readonly Dealt[], places: readonly Place[], unit: number): Promise<void> {
+async function deal(
+  scope: Scope,
+  group: WebGpuGroup,
+  payloads: readonly Dealt<Operand>[],
+  places: readonly Place[],
+  unit: number,
+): Promise<void> {
   const pieces: (Piece & { place: Range | null })[] = []
   const filled = payloads.map(() => 0)
   for (const [from, { operand, splits }] of payloads.entries()) {
