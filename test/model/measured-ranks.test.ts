@@ -2,13 +2,13 @@
 import { join } from 'node:path'
 import { afterAll, expect, it } from 'vitest'
 import type { CpuDevice } from '../../runtime/device/cpu/device.ts'
-import type { Device } from '../../runtime/device/device.ts'
 import { openDevice } from '../../runtime/device/open.ts'
 import { LanguageModel, readConfig } from '../../runtime/model/generate.ts'
 import { type MeasuredRanks, measureRanks } from '../../runtime/model/measure.ts'
 import { fileFolder } from '../../runtime/model/source-file.ts'
 import { openWeights } from '../../runtime/model/weights.ts'
 import { launch } from '../../runtime/scheduler/launch.ts'
+import { slowed } from '../support/slowed.ts'
 
 const gguf = join(import.meta.dirname, '../fixtures/tiny-gguf/q4_k_m.gguf')
 const bundled = join(import.meta.dirname, '../../examples/models/tiny-shakespeare')
@@ -16,22 +16,6 @@ const devices = [await openDevice('cpu'), await openDevice('cpu')]
 afterAll(() => {
   for (const device of devices) device.dispose()
 })
-
-/** A device that computes every product `times` times. */
-function slowed(fast: Device, times: number): Device {
-  const matmul: Device['matmul'] = (x, w, options) => {
-    const y = fast.matmul(x, w, options)
-    for (let i = 1; i < times; i++) fast.matmul(x, w, { ...options, out: y })
-    return y
-  }
-  return new Proxy(fast, {
-    get(target, key) {
-      if (key === 'matmul') return matmul
-      const value = Reflect.get(target, key, target)
-      return typeof value === 'function' ? value.bind(target) : value
-    },
-  })
-}
 
 async function measured(path: string, slow?: number): Promise<MeasuredRanks> {
   const folder = fileFolder(path)

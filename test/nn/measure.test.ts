@@ -1,7 +1,6 @@
 // Measured shares: a rank that computes everything several times over gets less, ranks on one device the same, and the text stays the same.
 import { join } from 'node:path'
 import { afterAll, describe, expect, it } from 'vitest'
-import type { Device } from '../../runtime/device/device.ts'
 import { openDevice } from '../../runtime/device/open.ts'
 import type { WebGpuDevice } from '../../runtime/device/webgpu/device.ts'
 import { LanguageModel, readConfig } from '../../runtime/model/generate.ts'
@@ -10,6 +9,7 @@ import { fileFolder } from '../../runtime/model/source-file.ts'
 import { openWeights } from '../../runtime/model/weights.ts'
 import { launch } from '../../runtime/scheduler/launch.ts'
 import { testDevice } from '../support/device.ts'
+import { slowed } from '../support/slowed.ts'
 
 const folder = fileFolder(join(import.meta.dirname, '../../examples/models/tiny-shakespeare'))
 const device = await testDevice()
@@ -18,22 +18,6 @@ afterAll(() => {
   device.dispose()
   second.dispose()
 })
-
-/** A device that computes every product `times` times. */
-function slowed(fast: Device, times: number): Device {
-  const matmul: Device['matmul'] = (x, w, options) => {
-    const y = fast.matmul(x, w, options)
-    for (let i = 1; i < times; i++) fast.matmul(x, w, { ...options, out: y })
-    return y
-  }
-  return new Proxy(fast, {
-    get(target, key) {
-      if (key === 'matmul') return matmul
-      const value = Reflect.get(target, key, target)
-      return typeof value === 'function' ? value.bind(target) : value
-    },
-  })
-}
 
 async function measured(ranks: number, slow: number | undefined, devices: WebGpuDevice[]): Promise<number[]> {
   const results = await launch({ ranks, devices }, async ({ rank, comm, device }) => {

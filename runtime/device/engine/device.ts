@@ -4,7 +4,7 @@ import type { DType } from '../../core/dtype.ts'
 import { ArgumentError, DeviceError, type RankmeshError } from '../../core/errors.ts'
 import type { Storage } from '../../core/storage.ts'
 import type { Tensor } from '../../core/tensor.ts'
-import { expectShape } from '../checks.ts'
+import { argmaxBy } from '../argmax.ts'
 import type { Attention, Device, KernelTime, Product, RopeAppend, TreeProduct } from '../device.ts'
 import { OP, OP_NAMES, OP_TYPES, TYPE_NAMES } from './commands.ts'
 import { type Block, type EngineStorage, engineStorage, Memory, writableStorage } from './memory.ts'
@@ -215,15 +215,8 @@ export abstract class EngineDevice implements Device {
     return ops.softmax(this, x, options)
   }
 
-  argmax(x: Tensor, { out }: { out?: Tensor } = {}): Tensor {
-    const shape = x.shape.slice(0, -1)
-    if (out) expectShape(out, shape, 'out')
-    using column = out?.reshape([...shape, 1])
-    const best = ops.topK(this, x, 1, column)
-    best.values.dispose()
-    if (out) return out
-    using indices = best.indices
-    return indices.reshape(shape)
+  argmax(x: Tensor, options?: { out?: Tensor }): Tensor {
+    return argmaxBy((...given) => ops.topK(this, ...given), x, options)
   }
 
   topK(x: Tensor, k: number): { values: Tensor; indices: Tensor } {

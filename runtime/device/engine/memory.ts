@@ -1,7 +1,7 @@
 // Memory of a device with an engine: blocks that are used again after they are freed, and who has yet to read or write them.
 import { DeviceError, OutOfMemoryError } from '../../core/errors.ts'
-import { roundUp } from '../../core/shape.ts'
 import { type Storage, UseCount } from '../../core/storage.ts'
+import { sizeClass } from '../size-class.ts'
 import type { Progress } from './queue.ts'
 
 const LINE = 64
@@ -100,7 +100,7 @@ export class Memory {
    * that has yet to run uses the block.
    */
   allocate(byteLength: number, kept: Map<number, Block[]>, idle = false): EngineStorage {
-    const size = sizeClass(byteLength)
+    const size = sizeClass(byteLength, LINE)
     const block = this.#reuse(size, kept, idle) ?? this.#create(size)
     return this.#hold(block, byteLength, () => this.#giveBack(block, kept))
   }
@@ -192,12 +192,6 @@ export class Memory {
     block.flush()
     this.#source.free(block.id, block.bytes?.buffer ?? null)
   }
-}
-
-/** Powers of two up to 1 MiB, then whole MiB: few classes, at most half wasted, and little on large ones. */
-function sizeClass(bytes: number): number {
-  const mib = 2 ** 20
-  return bytes >= mib ? roundUp(bytes, mib) : Math.max(LINE, 2 ** Math.ceil(Math.log2(bytes || 1)))
 }
 
 /** The storage behind a tensor of this memory; anything else is refused. */

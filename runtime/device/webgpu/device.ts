@@ -3,6 +3,7 @@ import type { DType } from '../../core/dtype.ts'
 import { DeviceError, type RankmeshError } from '../../core/errors.ts'
 import type { Storage, TensorDevice } from '../../core/storage.ts'
 import type { Tensor } from '../../core/tensor.ts'
+import { argmaxBy } from '../argmax.ts'
 import type { Attention, Device, KernelTime, Product, RopeAppend, TreeProduct } from '../device.ts'
 import { Gpu, openGpu } from './gpu.ts'
 import { copyBytes, laneSink, type Sink } from './launch.ts'
@@ -129,15 +130,8 @@ export class WebGpuDevice implements Device {
     return ops.softmax(this, x, options)
   }
 
-  argmax(x: Tensor, { out }: { out?: Tensor } = {}): Tensor {
-    const shape = x.shape.slice(0, -1)
-    if (out) ops.expectShape(out, shape, 'out')
-    using column = out?.reshape([...shape, 1])
-    const best = ops.topK(this, x, 1, column)
-    best.values.dispose()
-    if (out) return out
-    using indices = best.indices
-    return indices.reshape(shape)
+  argmax(x: Tensor, options?: { out?: Tensor }): Tensor {
+    return argmaxBy((...given) => ops.topK(this, ...given), x, options)
   }
 
   topK(x: Tensor, k: number): { values: Tensor; indices: Tensor } {

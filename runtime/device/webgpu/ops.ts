@@ -3,7 +3,7 @@ import { type DType, dtypeSize } from '../../core/dtype.ts'
 import { ArgumentError } from '../../core/errors.ts'
 import { type Shape, sizeOf } from '../../core/shape.ts'
 import { Tensor } from '../../core/tensor.ts'
-import { checkEps, expectDType, expectShape } from '../checks.ts'
+import { expectDType, expectShape } from '../checks.ts'
 import type { Attention, Product, RopeAppend } from '../device.ts'
 import {
   checkAdd,
@@ -22,8 +22,6 @@ import type { WebGpuDevice } from './device.ts'
 import { castRange, columnsOf, copyBytes, dispatch, f32, floatType, grid, operand, rangeOf, storageOf, withQuads } from './launch.ts'
 import { writableStorage } from './pool.ts'
 import type { Prelude } from './shaders.ts'
-
-export { checkEps, expectDType, expectShape }
 
 /** From how many tokens on a product is tiled, where the adapter suits that. */
 const TILED_TOKENS = 5

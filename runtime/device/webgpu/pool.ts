@@ -2,6 +2,7 @@
 import { DeviceError, OutOfMemoryError } from '../../core/errors.ts'
 import { roundUp } from '../../core/shape.ts'
 import { type Storage, UseCount } from '../../core/storage.ts'
+import { sizeClass } from '../size-class.ts'
 
 /** Storage bindings and slices of a shared buffer begin at multiples of this. */
 export const ALIGNMENT = 256
@@ -108,7 +109,7 @@ export class BufferPool {
       )
     }
     if (this.#limboBytes > LIMBO_BYTES || this.#limbo.length > LIMBO_BUFFERS) this.onPressure()
-    const size = Math.min(sizeClass(bytes), limit - (limit % ALIGNMENT))
+    const size = Math.min(sizeClass(bytes, ALIGNMENT), limit - (limit % ALIGNMENT))
     const buffer = this.#reuse(size) ?? this.#create(size)
     this.liveBuffers++
     this.liveBytes += size
@@ -156,12 +157,6 @@ export class BufferPool {
     this.onDestroy()
     buffer.gpu.destroy()
   }
-}
-
-/** Powers of two up to 1 MiB, then whole MiB: few classes, at most half wasted, and little on large ones. */
-function sizeClass(bytes: number): number {
-  const mib = 2 ** 20
-  return bytes >= mib ? roundUp(bytes, mib) : 2 ** Math.ceil(Math.log2(bytes))
 }
 
 /** The GPU storage behind a tensor of this pool; anything else is refused. */
