@@ -1,9 +1,7 @@
 // The end of the fused all-reduce on the host: residual, bias and RMSNorm of rows, in float32 and in one order, for every kind of device.
 import type { DType } from '../../core/dtype.ts'
+import { normScale } from '../../core/portable.ts'
 import { bytesOf, type Numbers, numbersIn } from './numbers.ts'
-
-/** Squares are summed in this many lanes, which are then added in halves: a row's bits depend on the row alone. */
-const LANES = 64
 
 export interface NormRows {
   /** Reduced over the ranks, as many as rows have elements. */
@@ -20,7 +18,7 @@ export interface NormRows {
 
 /**
  * s = residual + sum + bias, rounded to the dtype once; the result is s * rsqrt(mean(s^2) + eps) * weight of the rounded s. Every step is
- * rounded to float32. Element i of a row adds its square to lane i mod 64, in ascending order; lane j then takes lane j + 32, j + 16, ... 1.
+ * rounded to float32, as core/portable.ts has it.
  */
 export function normed({ sum, residual, weight, bias, dtype, n, eps, zeroCentered }: NormRows): { residual: Uint8Array; out: Uint8Array } {
   const before = numbersIn(dtype, residual)
@@ -37,22 +35,8 @@ export function normed({ sum, residual, weight, bias, dtype, n, eps, zeroCentere
 export function scaledRows(rows: Float32Array, gamma: Numbers, n: number, eps: number): Float32Array {
   const out = new Float32Array(rows.length)
   for (let row = 0; row < rows.length; row += n) {
-    const scale = scaleOf(rows.subarray(row, row + n), eps)
+    const scale = normScale(rows.subarray(row, row + n), eps)
     for (let i = 0; i < n; i++) out[row + i] = Math.fround((rows[row + i] as number) * scale) * (gamma[i] as number)
   }
   return out
-}
-
-/** 1 / sqrt(mean of squares + eps) */
-function scaleOf(row: Float32Array, eps: number): number {
-  const { fround } = Math
-  const lanes = new Float32Array(LANES)
-  for (let i = 0; i < row.length; i++) {
-    const value = row[i] as number
-    lanes[i % LANES] = (lanes[i % LANES] as number) + fround(value * value)
-  }
-  for (let half = LANES / 2; half >= 1; half /= 2) {
-    for (let lane = 0; lane < half; lane++) lanes[lane] = (lanes[lane] as number) + (lanes[lane + half] as number)
-  }
-  return fround(1 / fround(Math.sqrt(fround(fround((lanes[0] as number) / row.length) + fround(eps)))))
 }

@@ -1,5 +1,6 @@
 // The collectives of the CPU device as plain loops: the same commands, right and slow.
 import { type DType, decode, encode } from '../../core/dtype.ts'
+import { normScale } from '../../core/portable.ts'
 import { OP, REDUCTION } from '../engine/commands.ts'
 
 /** Where a command's words and operands come from. */
@@ -11,8 +12,6 @@ export interface Words {
 /** Element types of these commands; words become numbers as int32 or uint32 where that matters. */
 const DTYPES: readonly DType[] = ['float32', 'bfloat16', 'float16', 'uint32']
 const SIZES = [4, 2, 2, 4] as const
-/** See native/cpu/collectives.inc. */
-const LANES = 64
 
 type Numbers = Float32Array | Int32Array | Uint32Array
 
@@ -61,7 +60,7 @@ function reduceNorm(words: Words): number[] {
   const gains = Float32Array.from(weight, (w) => (centered ? w + 1 : w))
   const y = new Float32Array(s.length)
   for (let row = 0; row < s.length; row += n) {
-    const scale = scaleOf(s.subarray(row, row + n), eps)
+    const scale = normScale(s.subarray(row, row + n), eps)
     for (let i = 0; i < n; i++) y[row + i] = Math.fround((s[row + i] as number) * scale) * (gains[i] as number)
   }
   put(words, dtype, y)
@@ -109,20 +108,6 @@ function joinOf(kind: number, integers: boolean): Join {
   if (kind === REDUCTION.prod) return integers ? Math.imul : (a, b) => a * b
   if (kind === REDUCTION.min || kind === REDUCTION.minSigned) return (a, b) => (Number.isNaN(a) || (a < b && !Number.isNaN(b)) ? a : b)
   return (a, b) => (Number.isNaN(a) || (a > b && !Number.isNaN(b)) ? a : b)
-}
-
-/** 1 / sqrt(mean of squares + eps) */
-function scaleOf(row: Numbers, eps: number): number {
-  const { fround } = Math
-  const lanes = new Float32Array(LANES)
-  for (let i = 0; i < row.length; i++) {
-    const value = row[i] as number
-    lanes[i % LANES] = (lanes[i % LANES] as number) + fround(value * value)
-  }
-  for (let half = LANES / 2; half >= 1; half /= 2) {
-    for (let lane = 0; lane < half; lane++) lanes[lane] = (lanes[lane] as number) + (lanes[lane + half] as number)
-  }
-  return fround(1 / fround(Math.sqrt(fround(fround((lanes[0] as number) / row.length) + fround(eps)))))
 }
 
 function take(words: Words, count: number): number[] {

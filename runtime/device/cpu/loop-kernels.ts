@@ -1,4 +1,5 @@
-// The operations of the CPU device as plain loops. Sums are kept in float64 and rounded once, but for the tree, whose every step is defined.
+// The operations of the CPU device as plain loops. Products and softmax keep sums in float64 and round once; all else has every step defined.
+import { attend, type CacheRows, normScale, siluMul as siluMulOf } from '../../core/portable.ts'
 
 const { fround } = Math
 
@@ -98,8 +99,8 @@ export function rope(
         const [a, b] = [x[from + i] as number, x[from + i + half] as number]
         const angle = ((start + t) * half + i) * 2
         const [cosine, sine] = [table[angle] as number, table[angle + 1] as number]
-        out[at + i] = a * cosine - b * sine
-        out[at + i + half] = b * cosine + a * sine
+        out[at + i] = fround(a * cosine) - fround(b * sine)
+        out[at + i + half] = fround(b * cosine) + fround(a * sine)
       }
     }
   }
@@ -112,25 +113,15 @@ export function attention(
   { tokens, heads, kvHeads, dim, start, window, scale }: Heads & { window: number; scale: number },
 ): Float32Array {
   const y = new Float32Array(q.length)
-  const row = kvHeads * dim
+  const pitch = kvHeads * dim
   for (let t = 0; t < tokens; t++) {
     const here = start + t
     const first = window > 0 ? Math.max(0, here + 1 - window) : 0
     for (let head = 0; head < heads; head++) {
       const own = (t * heads + head) * dim
-      const kv = Math.floor(head / (heads / kvHeads)) * dim
-      const scores = new Float64Array(here + 1 - first)
-      for (let j = 0; j < scores.length; j++) {
-        let dot = 0
-        for (let i = 0; i < dim; i++) dot += (q[own + i] as number) * (keys[(first + j) * row + kv + i] as number)
-        scores[j] = dot * scale
-      }
-      const weights = exponentials(scores)
-      const mixed = new Float64Array(dim)
-      for (const [j, weight] of weights.entries()) {
-        for (let i = 0; i < dim; i++) mixed[i] = (mixed[i] as number) + weight * (values[(first + j) * row + kv + i] as number)
-      }
-      y.set(mixed, own)
+      const at = first * pitch + Math.floor(head / (heads / kvHeads)) * dim
+      const [k, v] = [keys, values].map((cache) => ({ values: cache, at, pitch })) as [CacheRows, CacheRows]
+      attend(q.subarray(own, own + dim), k, v, { keys: here + 1 - first, dim, scale }, y.subarray(own, own + dim))
     }
   }
   return y
@@ -139,10 +130,7 @@ export function attention(
 export function siluMul(x: Float32Array, rows: number, n: number): Float32Array {
   const y = new Float32Array(rows * n)
   for (let r = 0; r < rows; r++) {
-    for (let i = 0; i < n; i++) {
-      const gate = x[r * 2 * n + i] as number
-      y[r * n + i] = (gate / (1 + Math.exp(-gate))) * (x[r * 2 * n + n + i] as number)
-    }
+    for (let i = 0; i < n; i++) y[r * n + i] = siluMulOf(x[r * 2 * n + i] as number, x[r * 2 * n + n + i] as number)
   }
   return y
 }
@@ -150,10 +138,8 @@ export function siluMul(x: Float32Array, rows: number, n: number): Float32Array 
 export function rmsNorm(x: Float32Array, weight: Float32Array, n: number, eps: number, centered: number): Float32Array {
   const y = new Float32Array(x.length)
   for (let from = 0; from < x.length; from += n) {
-    let squares = 0
-    for (let i = 0; i < n; i++) squares += (x[from + i] as number) ** 2
-    const scale = 1 / Math.sqrt(squares / n + eps)
-    for (let i = 0; i < n; i++) y[from + i] = (x[from + i] as number) * scale * ((weight[i] as number) + centered)
+    const scale = normScale(x.subarray(from, from + n), eps)
+    for (let i = 0; i < n; i++) y[from + i] = fround((x[from + i] as number) * scale) * fround((weight[i] as number) + centered)
   }
   return y
 }
