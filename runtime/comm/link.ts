@@ -28,7 +28,7 @@ export async function exchangeParts(
   parts: readonly Part[],
   own: readonly Uint8Array[],
 ): Promise<Uint8Array[]> {
-  const bytes = joined(own)
+  const bytes = endToEnd(own)
   traffic.crossings++
   traffic.bytes += bytes.byteLength
   const received = await lane.exchange(bytes, waitFor(timeoutMs ?? usual, call))
@@ -46,7 +46,8 @@ export async function exchangeParts(
   return all
 }
 
-function joined(parts: readonly Uint8Array[]): Uint8Array {
+/** The parts end to end; one alone is itself, not a copy. */
+export function endToEnd(parts: readonly Uint8Array[]): Uint8Array {
   if (parts.length === 1) return parts[0] as Uint8Array
   const all = new Uint8Array(parts.reduce((sum, { byteLength }) => sum + byteLength, 0))
   let at = 0

@@ -14,13 +14,14 @@ import { reduced, reducedExperts } from './partials.ts'
 
 export function fusionEngine(group: StagedGroup): FusionEngine<Staging, Operand> {
   return {
-    async sum(staging, payloads, { fp32Acc, useOneshot }) {
+    async sum(staging, payloads, { fp32Acc, useOneshot = 'auto' }) {
+      const algorithm = useOneshot === 'auto' ? undefined : useOneshot ? 'one-shot' : 'two-shot'
       const operands = payloads.map(({ x }) => x)
       const [{ x, plan }] = payloads as [(typeof payloads)[number]]
       const sum =
         fp32Acc === false
           ? staging.all(operands).then((parts) => roundedSum(parts, x.dtype, plan.spec.dtype))
-          : (reduced(group, staging, operands, 'sum', useOneshot === false ? 'two-shot' : 'one-shot') as Promise<Float32Array>)
+          : (reduced(group, staging, operands, 'sum', { algorithm }) as Promise<Float32Array>)
       return finishRows(group, staging, payloads, sum)
     },
     experts: (staging, payloads) => finishRows(group, staging, payloads, reducedExperts(group, staging, payloads)),
@@ -63,7 +64,7 @@ async function spread(
   const targets = payloads.map((ranks) => ranks.targets[name])
   const { plan } = payloads[0] as RankRows<Operand>
   if (name === 'scaleOut' && targets[group.lead] && hasPadding(plan)) return spreadScales(group, staging, targets, plan, bytes)
-  return staging.spread(shape, dtype, bytes, targets, (rank) => {
+  return staging.spread(shape, { dtype, bytes }, targets, (rank) => {
     const { workspace } = payloads[rank] as RankPlaces<Operand>
     if (!workspace || bytes.byteLength === 0) return null
     const device = group.device(rank)

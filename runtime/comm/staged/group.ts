@@ -1,17 +1,19 @@
 // StagedGroup: ranks on devices of any kind. What their collectives need passes through host memory; each device only reads and writes.
 import type { DType } from '../../core/dtype.ts'
-import type { Shape } from '../../core/shape.ts'
 import type { Storage } from '../../core/storage.ts'
-import { Tensor } from '../../core/tensor.ts'
+import type { Tensor } from '../../core/tensor.ts'
+import type { Span } from '../../core/tree.ts'
 import type { Device } from '../../device/device.ts'
-import { EngineDevice } from '../../device/engine/device.ts'
-import { engineStorage } from '../../device/engine/memory.ts'
 import { WebGpuDevice } from '../../device/webgpu/device.ts'
-import { memoryOf, shareStorage } from '../checks.ts'
-import { exchangeParts, type Link } from '../link.ts'
+import { memoryOf } from '../checks.ts'
+import type { Link } from '../link.ts'
 import type { MeetOptions } from '../rendezvous.ts'
 import type { Turns } from '../turns.ts'
 import { type Cluster, clusterOf } from '../webgpu/clusters.ts'
+import type { JoinedSite } from './joined-site.ts'
+import { Staging } from './staging.ts'
+
+export { Staging } from './staging.ts'
 
 /** A rank's device in another thread, process or machine, as this one knows it. */
 export interface FarDevice {
@@ -43,8 +45,18 @@ export interface Site {
   readonly adapter: string
 }
 
+/** Ranks whose operands are added before others are added to them, ascending: of a joined site, or of one device. */
+export interface Union {
+  readonly ranks: readonly number[]
+  readonly joined: JoinedSite | null
+}
+
 export class StagedGroup implements Turns<Staging> {
   readonly sites: readonly Site[]
+  /** Sites of several devices, or several ranks of one, that a transport joins. */
+  readonly joined: readonly JoinedSite[]
+  /** The order of sums: by their lowest rank. */
+  readonly unions: readonly Union[]
   /** Ranks whose devices are here: all, or over a wire one. */
   readonly here: readonly number[]
   /** The one of them whose own operands are read where all have the same: of a CPU, where there is one. */
@@ -54,10 +66,12 @@ export class StagedGroup implements Turns<Staging> {
   #last: Promise<unknown> = Promise.resolve()
 
   /** `devices` by rank of the group; over a link, member i of its lane is rank i. */
-  constructor(devices: readonly (Device | FarDevice)[], link: Link | null) {
+  constructor(devices: readonly (Device | FarDevice)[], link: Link | null, joined: readonly JoinedSite[] = []) {
     this.#devices = devices
     this.#link = link
+    this.joined = joined
     this.sites = sitesOf(devices)
+    this.unions = unionsOf(this.sites, joined)
     this.here = devices.flatMap((device, rank) => (isHere(device) ? [rank] : []))
     this.lead = this.here.find((rank) => this.device(rank).kind === 'cpu') ?? (this.here[0] as number)
   }
@@ -81,8 +95,18 @@ export class StagedGroup implements Turns<Staging> {
     return this.#devices[rank] as Device
   }
 
+  /**
+   * Of a result of so many elements that are cut at multiples of `unit`, those that must be known here: all, or over a wire the part of a rank
+   * whose site brings the parts together.
+   */
+  part(count: number, unit?: number): Span {
+    const [rank] = this.here as [number]
+    const site = this.apart ? this.joined.find(({ ranks }) => ranks.includes(rank)) : undefined
+    return site?.cut(count, unit)?.[site.ranks.indexOf(rank)] ?? { start: 0, count }
+  }
+
   /** The GPU of a site that is here, for kernels over all its ranks; null for a site of another kind. */
-  cluster({ ranks }: Site): Cluster | null {
+  cluster({ ranks }: Pick<Site, 'ranks'>): Cluster | null {
     const views = ranks.map((rank) => this.#devices[rank]).filter((device) => device instanceof WebGpuDevice)
     const [first] = views
     if (!first) return null
@@ -99,159 +123,6 @@ export class StagedGroup implements Turns<Staging> {
   }
 }
 
-/** One collective on its way: what it reads, what it exchanges, and the results it hands out, given back if it fails. */
-export class Staging {
-  readonly #group: StagedGroup
-  readonly #link: Link | null
-  readonly #call: string
-  readonly #timeoutMs: number | undefined
-  readonly #results: Tensor[] = []
-
-  private constructor(group: StagedGroup, link: Link | null, call: string, timeoutMs: number | undefined) {
-    this.#group = group
-    this.#link = link
-    this.#call = call
-    this.#timeoutMs = timeoutMs
-  }
-
-  static async run<R>(
-    group: StagedGroup,
-    link: Link | null,
-    call: string,
-    timeoutMs: number | undefined,
-    action: (staging: Staging) => Promise<R>,
-  ): Promise<R> {
-    const staging = new Staging(group, link, call, timeoutMs)
-    try {
-      return await action(staging)
-    } catch (error) {
-      for (const tensor of staging.#results) tensor.dispose()
-      throw error
-    }
-  }
-
-  /** The bytes of all sources, in their order, wherever they are: until the next call of `all` or `share`. */
-  async all(sources: readonly Source[]): Promise<Uint8Array[]> {
-    return this.share(sources, await this.own(sources.filter(({ rank }) => this.#group.here.includes(rank))))
-  }
-
-  /**
-   * The bytes of sources that are here; all devices are asked at the same time. Those of a CPU rank are where they lie: not to be written, nor
-   * to be used after the collective.
-   */
-  async own(sources: readonly Source[]): Promise<Uint8Array[]> {
-    const read = async ({ rank, buffer, offset, byteLength }: Source): Promise<Uint8Array> => {
-      const device = this.#group.device(rank)
-      if (byteLength === 0) return new Uint8Array(0)
-      if (!(device instanceof EngineDevice)) return device.read(buffer, offset, byteLength)
-      await device.sync()
-      const { block } = engineStorage(device.memory, buffer)
-      return block.bytes && block.idle ? block.bytes.subarray(offset, offset + byteLength) : device.read(buffer, offset, byteLength)
-    }
-    return settled(sources.map(read))
-  }
-
-  /** Every rank's bytes for every rank: `own` are those of the ranks that are here, in the order of `parts`, whose lengths all ranks know. */
-  async share(parts: readonly { rank: number; byteLength: number }[], own: readonly Uint8Array[]): Promise<Uint8Array[]> {
-    if (!this.#link || parts.every(({ byteLength }) => byteLength === 0)) return parts.map((_, i) => own[i] ?? new Uint8Array(0))
-    const lane = parts.map(({ rank, byteLength }) => ({ member: rank, byteLength }))
-    return exchangeParts(this.#link, this.#call, this.#timeoutMs, lane, own)
-  }
-
-  /** Overwrites an operand of a rank that is here. */
-  write({ rank, buffer, offset }: Source, bytes: Uint8Array): void {
-    if (bytes.byteLength > 0) this.#group.device(rank).write(buffer, offset, bytes)
-  }
-
-  /** As `write`, once for those that are the same memory. */
-  writeEach(places: readonly Source[], bytes: Uint8Array): void {
-    const here = places.filter(({ rank }) => this.#group.here.includes(rank))
-    for (const [i, place] of here.entries()) {
-      const before = here.slice(0, i)
-      if (!before.some(({ buffer, offset }) => buffer === place.buffer && offset === place.offset)) this.write(place, bytes)
-    }
-  }
-
-  /** A result that belongs to one rank: in memory of its own, or in some that was made for it. */
-  result(rank: number, shape: Shape, dtype: DType, bytes: Uint8Array, storage: Storage | null = null): Tensor {
-    const device = this.#group.device(rank)
-    storage?.retain()
-    const tensor = storage ? new Tensor(device, storage, shape, dtype) : Tensor.fromBytes(bytes, shape, dtype, device)
-    this.#results.push(tensor)
-    if (storage) {
-      shareStorage(storage, false)
-      device.write(storage, 0, bytes)
-    }
-    return tensor
-  }
-
-  /**
-   * The result of all ranks: stored once on each device, read-only, in memory that `place` has for it there, or new; of a rank that brought a
-   * target, there. By rank.
-   */
-  spread(
-    shape: Shape,
-    dtype: DType,
-    bytes: Uint8Array,
-    targets: readonly (Target | undefined)[] = [],
-    place: (rank: number) => Storage | null = () => null,
-  ): Tensor[] {
-    const results: Tensor[] = []
-    this.writeEach(
-      targets.flatMap((target) => target?.operand ?? []),
-      bytes,
-    )
-    for (const { ranks } of this.#group.sites) {
-      let first: Tensor | null = null
-      for (const rank of ranks.filter((own) => this.#group.here.includes(own))) {
-        const target = targets[rank]
-        if (target) {
-          results[rank] = target.tensor
-        } else if (first) {
-          results[rank] = this.#handle(first, rank)
-        } else {
-          first = this.result(rank, shape, dtype, bytes, place(rank))
-          results[rank] = first
-        }
-      }
-      if (first) shareStorage(first.storage)
-    }
-    return results
-  }
-
-  /** Memory for each rank that is here, or one for all ranks of a device. By rank. */
-  allocate(shape: Shape, dtype: DType, shared: boolean): Tensor[] {
-    const results: Tensor[] = []
-    for (const rank of this.#group.here) {
-      const first = results[this.#group.home(rank).ranks[0] as number]
-      if (shared && first) {
-        results[rank] = this.#handle(first, rank)
-        continue
-      }
-      const tensor = Tensor.empty(shape, { dtype, device: this.#group.device(rank) })
-      this.#results.push(tensor)
-      results[rank] = tensor
-    }
-    return results
-  }
-
-  /** A rank's own handle on a tensor of its device. */
-  #handle({ storage, shape, dtype, byteOffset }: Tensor, rank: number): Tensor {
-    storage.retain()
-    const tensor = new Tensor(this.#group.device(rank), storage, shape, dtype, byteOffset)
-    this.#results.push(tensor)
-    return tensor
-  }
-}
-
-/** As Promise.all, once all have ended: what they read stays in use till then. */
-export async function settled<T>(work: readonly Promise<T>[]): Promise<T[]> {
-  return (await Promise.allSettled(work)).map((outcome) => {
-    if (outcome.status === 'rejected') throw outcome.reason
-    return outcome.value
-  })
-}
-
 function isHere(device: Device | FarDevice): device is Device {
   return 'allocate' in device
 }
@@ -266,4 +137,10 @@ function sitesOf(devices: readonly (Device | FarDevice)[]): Site[] {
     else sites.set(memory, { ranks: [rank], adapter })
   }
   return [...sites.values()]
+}
+
+function unionsOf(sites: readonly Site[], joined: readonly JoinedSite[]): Union[] {
+  const others = sites.map(({ ranks }) => ranks.filter((rank) => !joined.some((site) => site.ranks.includes(rank))))
+  const unions = [...joined.map((site) => ({ ranks: site.ranks, joined: site })), ...others.map((ranks) => ({ ranks, joined: null }))]
+  return unions.filter(({ ranks }) => ranks.length > 0).sort((a, b) => (a.ranks[0] as number) - (b.ranks[0] as number))
 }

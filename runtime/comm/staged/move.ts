@@ -19,7 +19,7 @@ import { concatenated } from './pieces.ts'
 
 export const allGather: AllGather<Member> = allGatherBy(run, async (_, operands, staging, { x, at }) => {
   const { shape, bytes } = sideBySide(await staging.all(operands), x, at)
-  return staging.spread(shape, x.dtype, bytes)
+  return staging.spread(shape, { dtype: x.dtype, bytes })
 })
 
 export const gather: Gather<Member> = gatherBy(run, async ({ group }, operands, staging, { x, at, dst }) => {
@@ -32,26 +32,25 @@ export const gather: Gather<Member> = gatherBy(run, async ({ group }, operands, 
 
 export const allGatherV: AllGatherV<Member> = allGatherVBy(run, async (_, payloads, staging, { list, dim }) => {
   const all = await staging.all(payloads.flatMap((parts) => parts.map(({ operand }) => operand)))
-  const gathered = list.map((tensor, i) => {
+  const gathered: Tensor[][] = []
+  for (const [i, tensor] of list.entries()) {
     const parts = payloads.map((_, rank) => all[rank * list.length + i] as Uint8Array)
     const lengths = payloads.map((own) => (own[i] as PartOf<Operand>).length)
     const { shape, bytes } = concatenated(parts, lengths, tensor.shape, tensor.dtype, resolveDim(dim, tensor.shape.length))
-    return staging.spread(shape, tensor.dtype, bytes)
-  })
+    gathered.push(await staging.spread(shape, { dtype: tensor.dtype, bytes }))
+  }
   return payloads.map((_, rank) => gathered.map((tensors) => tensors[rank] as Tensor))
 })
 
 export const broadcast: Broadcast<Member> = broadcastBy(run, async (_, operands, staging, { x, src }) => {
   const [bytes] = await staging.all([operands[src] as Operand])
-  return staging.spread(x.shape, x.dtype, bytes as Uint8Array)
+  return staging.spread(x.shape, { dtype: x.dtype, bytes: bytes as Uint8Array })
 })
 
-export const broadcastInto: Broadcast<Member> = broadcastIntoBy(run, async (_, operands, staging, { src }) => {
+export const broadcastInto: Broadcast<Member> = broadcastIntoBy(run, async (_, operands, staging, { x, src }) => {
   const [bytes] = await staging.all([operands[src] as Operand])
-  staging.writeEach(
-    operands.filter(({ rank }) => rank !== src),
-    bytes as Uint8Array,
-  )
+  const others = operands.filter(({ rank }) => rank !== src)
+  await staging.replace(others, x.size, { dtype: x.dtype, bytes: bytes as Uint8Array })
   return operands.map(() => null)
 })
 

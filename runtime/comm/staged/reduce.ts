@@ -28,10 +28,10 @@ import { slab } from './pieces.ts'
 
 export const allReduce: AllReduce<Member> = allReduceBy(run, async ({ group }, payloads, staging, { x, op, algorithm }) => {
   const operands = payloads.map((p) => p.x)
+  const sum = await reduced(group, staging, operands, op, { algorithm }, group.part(x.size))
   return staging.spread(
     x.shape,
-    x.dtype,
-    bytesOf(x.dtype, await reduced(group, staging, operands, op, algorithm)),
+    { dtype: x.dtype, bytes: bytesOf(x.dtype, sum) },
     payloads.map((p) => p.out),
   )
 })
@@ -46,32 +46,34 @@ export const reduce: Reduce<Member> = reduceBy(run, async ({ group }, operands, 
 export const reduceScatter: ReduceScatter<Member> = reduceScatterBy(run, scattered)
 export const reduceScatterV: ReduceScatterV<Member> = reduceScatterVBy(run, reduceScatter, scattered)
 
-export const allReduceTree: AllReduceTree<Member> = allReduceTreeBy(run, async (_, operands, staging, { tree, shape }) =>
-  staging.spread(shape, 'float32', bytesOf('float32', await joinedTree(staging, operands, sizeOf(shape), tree))),
-)
+export const allReduceTree: AllReduceTree<Member> = allReduceTreeBy(run, async (_, operands, staging, { tree, shape }) => {
+  const sum = await joinedTree(staging, operands, sizeOf(shape), tree)
+  return staging.spread(shape, { dtype: 'float32', bytes: bytesOf('float32', sum) })
+})
 
 export const allReduceResidualBiasRMSNorm: Norm<Member> = normBy(
   run,
   (operand) => operand,
   async ({ group }, payloads, staging, { residual, n, eps, zeroCentered, tree, algorithm }) => {
-    const { dtype } = residual
+    const { dtype, size } = residual
     const lead = payloads[group.lead] as NormOperands<Operand>
     const operands = payloads.map((p) => p.x)
-    const [sum, [before, gamma, added = null]] = await Promise.all([
+    const residuals = payloads.map((p) => p.residual)
+    const unit = n
+    // Whole rows: where a rank finishes a part of them, it needs no more of the sum.
+    const span = tree ? { start: 0, count: size } : group.part(size, unit)
+    const [sum, before, [gamma, added = null]] = await Promise.all([
       tree
-        ? joinedTree(staging, operands, residual.size, tree)
-        : (reduced(group, staging, operands, 'sum', algorithm) as Promise<Float32Array>),
-      staging.own([lead.residual, lead.weight, ...(lead.bias ? [lead.bias] : [])]) as Promise<[Uint8Array, Uint8Array, Uint8Array?]>,
+        ? joinedTree(staging, operands, size, tree)
+        : (reduced(group, staging, operands, 'sum', { algorithm, unit }, span) as Promise<Float32Array>),
+      staging.alike(residuals, span, unit),
+      staging.own([lead.weight, ...(lead.bias ? [lead.bias] : [])]) as Promise<[Uint8Array, Uint8Array?]>,
     ])
     const rows = normed({ sum, residual: before, weight: gamma, bias: added, dtype, n, eps, zeroCentered })
-    staging.writeEach(
-      payloads.map((p) => p.residual),
-      rows.residual,
-    )
+    await staging.replace(residuals, size, { dtype, bytes: rows.residual, unit })
     return staging.spread(
       residual.shape,
-      dtype,
-      rows.out,
+      { dtype, bytes: rows.out, unit },
       payloads.map((p) => p.out),
     )
   },
