@@ -4,10 +4,11 @@
 // rank r's partial begins at r * pitch), 2 residual [rows, n] (read, then written), 3 w [n], 4 bias [n] (read), 5 y [rows, n] (written).
 // Grid: one workgroup per row, so a row's bits do not depend on the other rows. Contract: partials add in float32, ranks ascending; then
 // the residual, then the bias; s is rounded to the element type once, and the norm is that of the rounded s, in float32, rounded once.
-// Bytes moved per row: n * size * (ranks + 3), and w and bias.
+// PORTABLE: in the steps of prelude/portable.wgsl. Bytes moved per row: n * size * (ranks + 3), and w and bias.
 override WG: u32 = 64;
 override ZERO_CENTERED: bool = false;
 override HAS_BIAS: bool = false;
+override PORTABLE: bool = false;
 // The number of ranks where it is known beforehand and at most 8, which saves a loop; 0 takes any number from the parameters.
 override RANKS: u32 = 0;
 
@@ -29,6 +30,11 @@ struct Params {
 @group(0) @binding(5) var<storage, read_write> y: array<quad>;
 
 var<workgroup> part: array<f32, WG>;
+
+// PORTABLE: element i of a row adds its square to part i mod 64; these are then added in halves.
+const PARTS = 64u;
+const STRIPES = PARTS / LANES;
+var<workgroup> parts: array<f32, PARTS>;
 
 fn total(at: u32) -> vec4f {
   var h = wload4(x[at]);
@@ -88,28 +94,51 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(num_workgroups) groups: ve
   let wi = slice(2u, group.z) / QUAD_BYTES;
   let bi = slice(3u, group.z) / QUAD_BYTES;
   let yi = slice(4u, group.z) / QUAD_BYTES + row * p.quads;
-  var sum = 0.0;
-  var i = lane;
-  for (; i + WG < p.quads; i += 2u * WG) { // two at a time, for the loop's own cost
-    let v0 = join(total(xi + i), ri + i, bi + i);
-    let v1 = join(total(xi + i + WG), ri + i + WG, bi + i + WG);
-    sum += dot(v0, v0);
-    sum += dot(v1, v1);
-  }
-  if (i < p.quads) {
-    let v = join(total(xi + i), ri + i, bi + i);
-    sum += dot(v, v);
-  }
-  part[lane] = sum;
-  workgroupBarrier();
-  for (var half = WG / 2u; half > 0u; half /= 2u) {
-    if (lane < half) {
-      part[lane] += part[lane + half];
+  var scale: f32;
+  if (PORTABLE) {
+    for (var stripe = lane; stripe < STRIPES; stripe += WG) {
+      var squares = vec4f();
+      for (var i = stripe; i < p.quads; i += STRIPES) {
+        let v = join(total(xi + i), ri + i, bi + i);
+        squares += keep(v * v);
+      }
+      for (var c = 0u; c < LANES; c++) {
+        parts[stripe * LANES + c] = squares[c];
+      }
     }
+    storageBarrier(); // the rest of the kernel reads the residual in another order
     workgroupBarrier();
+    for (var half = PARTS / 2u; half > 0u; half /= 2u) {
+      for (var i = lane; i < half; i += WG) {
+        parts[i] += parts[i + half];
+      }
+      workgroupBarrier();
+    }
+    scale = norm_scale(parts[0], p.n, p.eps);
+  } else {
+    var sum = 0.0;
+    var i = lane;
+    for (; i + WG < p.quads; i += 2u * WG) { // two at a time, for the loop's own cost
+      let v0 = join(total(xi + i), ri + i, bi + i);
+      let v1 = join(total(xi + i + WG), ri + i + WG, bi + i + WG);
+      sum += dot(v0, v0);
+      sum += dot(v1, v1);
+    }
+    if (i < p.quads) {
+      let v = join(total(xi + i), ri + i, bi + i);
+      sum += dot(v, v);
+    }
+    part[lane] = sum;
+    workgroupBarrier();
+    for (var half = WG / 2u; half > 0u; half /= 2u) {
+      if (lane < half) {
+        part[lane] += part[lane + half];
+      }
+      workgroupBarrier();
+    }
+    scale = inverseSqrt(part[0] / f32(p.n) + p.eps);
   }
-  let scale = inverseSqrt(part[0] / f32(p.n) + p.eps);
-  i = lane;
+  var i = lane;
   for (; i + WG < p.quads; i += 2u * WG) {
     let v0 = load4(residual[ri + i]);
     let v1 = load4(residual[ri + i + WG]);

@@ -1,7 +1,7 @@
 // y[n][t][o] = the sum over the blocks of subtree n of sum_k x[t][k] * w[o][k], for all whole subtrees of this rank's blocks of k.
 //
 // A product whose bits do not depend on how k is cut over ranks: k is cut into blocks of `block` quads, `first` is the index of this rank's
-// first block in the whole of k. Inside a block k ascends; blocks are joined in pairs by the one binary tree over all blocks. Where WHOLE, k is
+// first block in the whole of k. Inside a block k ascends, quad by quad, every product rounded; blocks are joined in pairs by the one binary tree over all blocks. Where WHOLE, k is
 // all here: the subtrees are joined too, right to left, and the result is y[t][o] (+ bias[o]). Operands: 1 x [tokens, k] (read), 2 w [outs, k]
 // (read, weight type), 3 bias [outs] (float32, read where HAS_BIAS), 4 y (float32, written; its rows
 // begin `pitch` elements apart). Grid: x over blocks of 4 outputs, y over blocks of
@@ -32,7 +32,7 @@ struct Params {
 @group(0) @binding(4) var<storage, read_write> y: array<f32>;
 
 fn dots(a: vec4f, w0: vec4f, w1: vec4f, w2: vec4f, w3: vec4f) -> vec4f {
-  return vec4f(dot(a, w0), dot(a, w1), dot(a, w2), dot(a, w3));
+  return vec4f(dot_in_order(a, w0), dot_in_order(a, w1), dot_in_order(a, w2), dot_in_order(a, w3));
 }
 
 @compute @workgroup_size(WG)

@@ -2,10 +2,11 @@
 //
 // Operands: 1 x [rows, n] (read), 2 w [n] (read), 3 y [rows, n] (written). `quads` counts quads of a row, n its elements.
 // Grid: one workgroup per row, so a row's bits do not depend on the other rows. Each lane adds its squares in ascending order, then a
-// binary tree adds the lanes: relative error of the sum at most (n / WG + log2 WG) * 2^-24. Contract: within 4 ULP of float32 and the sum's
+// binary tree adds the lanes: relative error of the sum at most (n / WG + log2 WG) * 2^-24. PORTABLE: in the steps of prelude/portable.wgsl. Contract: within 4 ULP of float32 and the sum's
 // error, before the one rounding to the element type.
 override WG: u32 = 64;
 override ZERO_CENTERED: bool = false;
+override PORTABLE: bool = false;
 
 struct Params {
   slices: Slices,
@@ -22,6 +23,11 @@ struct Params {
 
 var<workgroup> part: array<f32, WG>;
 
+// PORTABLE: element i of a row adds its square to part i mod 64; these are then added in halves.
+const PARTS = 64u;
+const STRIPES = PARTS / LANES;
+var<workgroup> parts: array<f32, PARTS>;
+
 @compute @workgroup_size(WG)
 fn main(@builtin(workgroup_id) group: vec3u, @builtin(num_workgroups) groups: vec3u, @builtin(local_invocation_index) lane: u32) {
   let row = group.y * groups.x + group.x;
@@ -31,20 +37,42 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(num_workgroups) groups: ve
   let xi = slice(0u, group.z) / QUAD_BYTES + row * p.quads;
   let wi = slice(1u, group.z) / QUAD_BYTES;
   let yi = slice(2u, group.z) / QUAD_BYTES + row * p.quads;
-  var sum = 0.0;
-  for (var i = lane; i < p.quads; i += WG) {
-    let v = load4(x[xi + i]);
-    sum += dot(v, v);
-  }
-  part[lane] = sum;
-  workgroupBarrier();
-  for (var half = WG / 2u; half > 0u; half /= 2u) {
-    if (lane < half) {
-      part[lane] += part[lane + half];
+  var scale: f32;
+  if (PORTABLE) {
+    for (var stripe = lane; stripe < STRIPES; stripe += WG) {
+      var squares = vec4f();
+      for (var i = stripe; i < p.quads; i += STRIPES) {
+        let v = load4(x[xi + i]);
+        squares += keep(v * v);
+      }
+      for (var c = 0u; c < LANES; c++) {
+        parts[stripe * LANES + c] = squares[c];
+      }
     }
     workgroupBarrier();
+    for (var half = PARTS / 2u; half > 0u; half /= 2u) {
+      for (var i = lane; i < half; i += WG) {
+        parts[i] += parts[i + half];
+      }
+      workgroupBarrier();
+    }
+    scale = norm_scale(parts[0], p.n, p.eps);
+  } else {
+    var sum = 0.0;
+    for (var i = lane; i < p.quads; i += WG) {
+      let v = load4(x[xi + i]);
+      sum += dot(v, v);
+    }
+    part[lane] = sum;
+    workgroupBarrier();
+    for (var half = WG / 2u; half > 0u; half /= 2u) {
+      if (lane < half) {
+        part[lane] += part[lane + half];
+      }
+      workgroupBarrier();
+    }
+    scale = inverseSqrt(part[0] / f32(p.n) + p.eps);
   }
-  let scale = inverseSqrt(part[0] / f32(p.n) + p.eps);
   for (var i = lane; i < p.quads; i += WG) {
     var g = load4(w[wi + i]);
     if (ZERO_CENTERED) {

@@ -3,7 +3,7 @@
 // x [tokens, (heads + 2*kv_heads) * dim] holds q, k, v side by side. Pair (i, i + dim/2) of a q or k head at position m turns by
 // m * frequency[i] (rotate-half convention); `table` [positions, dim/2] holds (cos, sin) of these angles. Operands: 1 x, 2 table (read),
 // 3 q [tokens, heads * dim], 4 k cache, 5 v cache [capacity, kv_heads * dim] (written, from row `start` on). All float32.
-// Grid: one invocation per token, head and pair. Contract: two products and a sum, with cos and sin rounded to float32: |error| <= 4 *
+// Grid: one invocation per token, head and pair. Portable. Contract: two products and a sum, with cos and sin rounded to float32: |error| <= 4 *
 // 2^-24 * (|a| + |b|); values are copied exactly.
 override WG: u32 = 64;
 
@@ -40,7 +40,8 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(num_workgroups) groups: ve
   let angle = slice(1u, group.z) / 4u + ((p.start + token) * half + pair) * 2u;
   let cosine = table[angle];
   let sine = table[angle + 1u];
-  let turned = vec2f(a * cosine - b * sine, b * cosine + a * sine);
+  let products = keep(vec4f(a * cosine, b * sine, b * cosine, a * sine));
+  let turned = vec2f(products.x - products.y, products.z + products.w);
   if (head < p.heads) {
     let to = slice(2u, group.z) / 4u + (token * p.heads + head) * p.dim + pair;
     q[to] = turned.x;

@@ -39,7 +39,7 @@ constexpr size_t kPiece = 8192;
 struct Call {
   Op op;
   Type types[2];
-  bool flags[2];
+  bool flags[3];
   float scalar;
   size_t numbers[kNumbers];
   std::byte* operands[kOperands];

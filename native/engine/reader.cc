@@ -88,6 +88,7 @@ void Reader::Read(Command& command) {
       const auto positions = Number();
       Scalar();
       const bool position = Flag();
+      Flag();
       if (start + tokens > positions) Fail("tokens at positions that are not there");
       if (kv < 1 || std::fmod(heads, kv) != 0) Fail("heads that kv heads do not divide");
       Operand(tokens * heads * dim * 4, 4);
@@ -97,13 +98,14 @@ void Reader::Read(Command& command) {
     }
     case kSiluMul: {
       const auto rows = Number(), n = Number(), type = Float();
+      Flag();
       Operand(rows * 2 * n * type, type), Operand(rows * n * type, type);
       break;
     }
     case kRmsNorm: {
       const auto rows = Number(), n = Number(), type = Float();
       Scalar();
-      Flag();
+      Flag(), Flag();
       Operand(rows * n * type, type), Operand(n * type, type), Operand(rows * n * type, type);
       break;
     }
@@ -153,6 +155,7 @@ void Reader::Read(Command& command) {
       Scalar();
       Flag();
       const bool bias = Flag();
+      Flag();
       Joins(count);
       Slices(rows * n * x, x), Operand(rows * n * type, type), Operand(n * type, type), Operand(bias ? n * type : 0, bias ? type : 1);
       Operand(rows * n * type, type);

@@ -44,6 +44,8 @@ export interface FusedNorm {
   algorithm?: AlgorithmName | undefined
   /** x holds the sums of this rank's subtrees (device.matmulTree), as many as the rank with most has: [subtrees, ..., n], float32. */
   tree?: TreeCut | undefined
+  /** As Device's: the same bits on every kind of device where the sum has them too. With `tree` it always is. */
+  portable?: boolean
   /** Receives the normed rows; defaults to a new tensor. */
   out?: Tensor | undefined
 }

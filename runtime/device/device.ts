@@ -33,7 +33,21 @@ export interface Attention {
   window?: number
   /** Defaults to 1 / sqrt(dim). */
   scale?: number
+  /** See Device. */
+  portable?: boolean
   out?: Tensor
+}
+
+export interface SiluMul {
+  /** See Device. */
+  portable?: boolean
+  out?: Tensor
+}
+
+export interface RmsNorm extends SiluMul {
+  /** Defaults to 1e-6. */
+  eps?: number
+  zeroCentered?: boolean
 }
 
 export interface TreeProduct {
@@ -79,7 +93,8 @@ export interface KernelTime {
  * Operations are recorded in the order of the calls and run when a result is read; bad operands throw at the call (ERR_SHAPE, ERR_DTYPE,
  * ERR_DEVICE) and queue nothing. `out` receives the result where it is given, else a new tensor does; it must not be an operand unless
  * stated. Weights may be float32, bfloat16 or float16 whatever the activations are, and where this is said in blocks of q8_0, q4_0, q4_1, q4_k,
- * q5_k or q6_k, whose values are what float32 makes of them; arithmetic is in float32.
+ * q5_k or q6_k, whose values are what float32 makes of them; arithmetic is in float32. `portable`: in the steps of core/portable.ts, so that the
+ * bits are the same on every kind of device, as those of embedding, matmulTree, ropeAppend and add always are; slower on GPUs.
  */
 export interface Device extends TensorDevice, Disposable {
   /** What runs the operations, as the adapter calls itself. */
@@ -104,9 +119,9 @@ export interface Device extends TensorDevice, Disposable {
   /** Causal grouped-query attention of q [tokens, heads * dim] over a cache: → [tokens, heads * dim]. float32. */
   attention(q: Tensor, options: Attention): Tensor
   /** silu(gate) * up for x [tokens, 2n] = gate | up: → [tokens, n]. */
-  siluMul(x: Tensor, options?: { out?: Tensor }): Tensor
+  siluMul(x: Tensor, options?: SiluMul): Tensor
   /** x * rsqrt(mean(x^2) + eps) * weight per row of the last dimension, weight of x's dtype; `zeroCentered`: weight holds w - 1. */
-  rmsNorm(x: Tensor, weight: Tensor, options?: { eps?: number; zeroCentered?: boolean; out?: Tensor }): Tensor
+  rmsNorm(x: Tensor, weight: Tensor, options?: RmsNorm): Tensor
   /** a + b of one shape and dtype. */
   add(a: Tensor, b: Tensor, options?: { out?: Tensor }): Tensor
   /** Softmax over the last dimension. float32. */

@@ -86,7 +86,8 @@ export async function loadParts(context: PartsContext, maxTokens: number): Promi
   const shard = shards.ranks[comm.rank] as RankShard
   const alike = alikeOf(shards)
   const vocab = (name: string): Part[] => [{ name, shape: [vocabSize, hidden], ...shard.vocab }]
-  const norm = async (name: string): Promise<Norm> => ({ weight: await reader.sharedVector(name, [hidden]), eps })
+  const portable = cuts !== undefined
+  const norm = async (name: string): Promise<Norm> => ({ weight: await reader.sharedVector(name, [hidden]), eps, portable })
 
   const [tableRows] = (await reader.rows(vocab(EMBEDDING), alike.vocab)) as [Tensor]
   const [headRows] = config.tieEmbeddings ? [tableRows] : ((await reader.rows(vocab(headName(weights)), alike.vocab)) as [Tensor])
@@ -151,9 +152,10 @@ async function loadAttention(
   const [start, count] = [shard.heads.start * dim, shard.heads.count * dim]
   const out = await reader.columns({ name: `${name}.o_proj.weight`, shape: [hidden, heads * dim], start, count }, alike)
   const outBias = config.outBias ? await reader.sharedVector(`${name}.o_proj.bias`, [hidden]) : undefined
-  const norm = async (kind: 'q' | 'k') => ({ weight: await reader.sharedVector(`${name}.${kind}_norm.weight`, [dim]), eps })
+  const portable = cuts !== undefined
+  const norm = async (kind: 'q' | 'k') => ({ weight: await reader.sharedVector(`${name}.${kind}_norm.weight`, [dim]), eps, portable })
   const norms = memory && { q: await norm('q'), k: await norm('k'), ...memory }
-  const shape = { heads: shard.heads.count, kvHeads: shard.kvHeads.count, dim, window: config.slidingWindow ?? 0 }
+  const shape = { heads: shard.heads.count, kvHeads: shard.kvHeads.count, dim, window: config.slidingWindow ?? 0, portable }
   return new ParallelAttention(
     device,
     shape,
@@ -185,6 +187,7 @@ async function loadMlp(
     device,
     new ColumnParallelLinear(device, gateUp, gateUpBias, { block: cuts?.block, ...rounding }),
     new RowParallelLinear(comm, device, down, downBias, cuts?.layers[layer]?.down, rounding),
+    { portable: cuts !== undefined },
   )
 }
 

@@ -12,6 +12,8 @@ export interface HeadShape {
   dim: number
   /** Keys a position sees, its own included; 0: all before it. */
   window: number
+  /** See Device. */
+  portable?: boolean
 }
 
 /** Rows of past tokens, [capacity, kvHeads * dim] each. */
@@ -67,12 +69,12 @@ export class ParallelAttention {
 
   /** x [tokens, hidden], the token at row 0 at position `start` → Partial [tokens, hidden]; the cache gains the tokens' rows. See RopeAppend. */
   forward(x: Tensor, cache: KvCache, start: number | Tensor, buffers: AttentionBuffers): Partial {
-    const { window, ...shape } = this.#shape
+    const { window, portable = false, ...shape } = this.#shape
     if (shape.heads === 0) return this.#out.forward(buffers.attended, buffers.partial)
     const qkv = this.#qkv.forward(x, buffers.qkv)
     const q = this.#device.ropeAppend(qkv, { ...shape, ...cache, table: this.#table, start, out: buffers.q })
     if (this.#norms) this.#appendNormed(qkv, this.#norms, cache, start, q)
-    const attended = this.#device.attention(q, { ...shape, ...cache, start, window, out: buffers.attended })
+    const attended = this.#device.attention(q, { ...shape, ...cache, start, window, portable, out: buffers.attended })
     return this.#out.forward(attended, buffers.partial)
   }
 
@@ -81,14 +83,15 @@ export class ParallelAttention {
    * heads, and of either result only the heads that it was for are kept.
    */
   #appendNormed(qkv: Tensor, { q, k, scratch, unused }: HeadNorms, cache: KvCache, start: number | Tensor, out: Tensor): void {
-    const { window: _, ...shape } = this.#shape
+    const { heads: count, kvHeads, dim } = this.#shape
+    const shape = { heads: count, kvHeads, dim }
     const tokens = qkv.shape[0] as number
     const { normed } = scratch.rows(tokens)
     const { keys: noKeys, values } = unused.rows(unused.maxTokens)
     using heads = qkv.reshape([-1, shape.dim])
     using normedHeads = normed.reshape([-1, shape.dim])
-    for (const [{ weight, eps }, keys] of [[k, cache.keys] as const, [q, noKeys] as const]) {
-      this.#device.rmsNorm(heads, weight, { eps, out: normedHeads })
+    for (const [{ weight, ...norm }, keys] of [[k, cache.keys] as const, [q, noKeys] as const]) {
+      this.#device.rmsNorm(heads, weight, { ...norm, out: normedHeads })
       this.#device.ropeAppend(normed, { ...shape, table: this.#table, keys, values, start, out })
     }
   }

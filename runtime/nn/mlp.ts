@@ -17,16 +17,20 @@ export class ParallelMlp {
   readonly #device: Device
   readonly #gateUp: ColumnParallelLinear
   readonly #down: RowParallelLinear
+  readonly #portable: boolean
 
-  constructor(device: Device, gateUp: ColumnParallelLinear, down: RowParallelLinear) {
+  /** `portable`: see Device. */
+  constructor(device: Device, gateUp: ColumnParallelLinear, down: RowParallelLinear, { portable = false }: { portable?: boolean } = {}) {
     this.#device = device
     this.#gateUp = gateUp
     this.#down = down
+    this.#portable = portable
   }
 
   /** x [tokens, hidden] → Partial [tokens, hidden]. */
   forward(x: Tensor, buffers: MlpBuffers): Partial {
     const gateUp = this.#gateUp.forward(x, buffers.gateUp)
-    return this.#down.forward(this.#device.siluMul(gateUp, { out: buffers.activated }), buffers.partial)
+    const activated = this.#device.siluMul(gateUp, { portable: this.#portable, out: buffers.activated })
+    return this.#down.forward(activated, buffers.partial)
   }
 }

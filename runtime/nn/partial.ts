@@ -9,6 +9,8 @@ export interface Norm {
   /** [hidden], float32. */
   weight: Tensor
   eps: number
+  /** See Device. */
+  portable?: boolean
 }
 
 export class Partial {
@@ -36,7 +38,8 @@ export class Partial {
   }
 
   /** residual += the sum and the bias; returns the norm of that, in `out` where it is given. One collective. */
-  addNorm(residual: Tensor, { weight, eps }: Norm, out?: Tensor): Promise<Tensor> {
-    return this.comm.allReduceResidualBiasRMSNorm({ x: this.x, residual, weight, eps, bias: this.bias, tree: this.tree, out })
+  addNorm(residual: Tensor, norm: Norm, out?: Tensor): Promise<Tensor> {
+    const { x, bias, tree } = this
+    return this.comm.allReduceResidualBiasRMSNorm({ x, residual, ...norm, bias, tree, out })
   }
 }

@@ -184,6 +184,7 @@ export interface NormCall {
   n: number
   eps: number
   zeroCentered: boolean
+  portable: boolean
   tree: TreeCut | undefined
   algorithm: AlgorithmName | undefined
   options: MeetOptions
@@ -197,8 +198,8 @@ export function normBy<M extends Caller, O, S, A extends Timing>(
 ): Norm<M> {
   return async (member, args, options = {}) => {
     const given = args ?? ({} as FusedNorm)
-    const { x, residual, weight, bias, eps = 1e-6, zeroCentered = false, tree, algorithm, out } = given
-    const flags = `eps ${eps}${bias ? ', bias' : ''}${zeroCentered ? ', zeroCentered' : ''}${describeTree(tree)}${out ? ', out' : ''}${algorithm ? `, ${algorithm}` : ''}`
+    const { x, residual, weight, bias, eps = 1e-6, zeroCentered = false, tree, portable = tree !== undefined, algorithm, out } = given
+    const flags = `eps ${eps}${bias ? ', bias' : ''}${zeroCentered ? ', zeroCentered' : ''}${describeTree(tree)}${portable && !tree ? ', portable' : ''}${out ? ', out' : ''}${algorithm ? `, ${algorithm}` : ''}`
     const call = `allReduceResidualBiasRMSNorm(${describeTensor(x)}, residual ${describeTensor(residual)}, ${flags})`
     const prepare = (hold: HoldAs<O>): NormOperands<O> => {
       checkFused(member.device, given, eps)
@@ -210,7 +211,7 @@ export function normBy<M extends Caller, O, S, A extends Timing>(
     }
     const result = await run<NormOperands<O>, Tensor>(member, call, prepare, options, (payloads, scope) => {
       const n = residual.shape.at(-1) as number
-      return act(member, payloads, scope, { x, residual, rows: rowsOf(residual), n, eps, zeroCentered, tree, algorithm, options })
+      return act(member, payloads, scope, { x, residual, rows: rowsOf(residual), n, eps, zeroCentered, portable, tree, algorithm, options })
     })
     member.counts.fused++
     return member.counted(x, result)

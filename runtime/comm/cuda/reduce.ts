@@ -40,8 +40,8 @@ function isSummed(dtype: DType | undefined): boolean {
 }
 
 /** Whether the kernels can do all of a fused norm: its operands are of one type, and partials are no subtrees. */
-export function norms({ x, residual, tree }: FusedNorm): boolean {
-  return !tree && isSummed(x?.dtype) && x.dtype === residual?.dtype
+export function norms({ x, residual, tree, portable }: FusedNorm): boolean {
+  return !tree && !portable && isSummed(x?.dtype) && x.dtype === residual?.dtype
 }
 
 export const allReduce: AllReduce<Member> = allReduceBy(recorded, ({ group }, payloads, results, { x, algorithm, options }) => {
@@ -85,7 +85,7 @@ export const allReduceResidualBiasRMSNorm: Norm<Member> = normBy(
         const near = { others: othersOf(used, i), own, inPlace }
         const [h, y] = written.map((place) => results.place(place, near)) as [Place, Place]
         const [weight, added = weight] = own.map(placeOf) as [Place, Place?]
-        const operands = [...inPlace.map(placeOf), h, weight, added, y, weight, weight, weight]
+        const operands = [...inPlace.map(placeOf), h, weight, added, y, weight, weight, weight, weight]
         return { rank: group.here[i] as number, numbers, operands, written: [2, 5] }
       })
       recordRows(group, OP.peerNorm, shape, { algorithm, options }, parts)
@@ -95,13 +95,13 @@ export const allReduceResidualBiasRMSNorm: Norm<Member> = normBy(
   },
 )
 
-/** All ranks' operands added into `to`, by rank of those that are here. */
+/** All ranks' operands added into `to`, by rank of those that are here; `rounded`: each sum of two is rounded. */
 export function sum(
   group: CudaGroup,
   results: Results,
   operands: readonly Operand[],
   to: readonly (Operand | undefined)[],
-  { algorithm, options }: { algorithm?: AlgorithmName | undefined; options: MeetOptions },
+  { algorithm, rounded = false, options }: { algorithm?: AlgorithmName | undefined; rounded?: boolean; options: MeetOptions },
 ): void {
   const { plan, here } = group
   const [{ dtype, byteLength }] = operands as [Operand]
@@ -117,7 +117,7 @@ export function sum(
       const x = placeOf(operands[rank] as Operand)
       const y = places[i] as typeof x
       const ends = [x, y].map(({ block, offset }) => ({ block, offset: offset + first * size }))
-      return { rank, numbers: [count, TYPE[elementType(dtype, 'x')]], operands: ends, written: [1] }
+      return { rank, numbers: [count, TYPE[elementType(dtype, 'x')], Number(rounded)], operands: ends, written: [1] }
     })
     group.together(OP.peerReduce, { way, blocks: blocksFor(plan, count * size) }, options, parts)
   }

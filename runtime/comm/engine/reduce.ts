@@ -57,7 +57,7 @@ export const allReduceTree: AllReduceTree<Member> = allReduceTreeBy(recorded, ({
 export const allReduceResidualBiasRMSNorm: Norm<Member> = normBy(
   recorded,
   (operand) => operand,
-  ({ group }, payloads, results, { x, residual, rows, n, eps, zeroCentered, tree }) => {
+  ({ group }, payloads, results, { x, residual, rows, n, eps, zeroCentered, portable, tree }) => {
     const lead = payloads[0] as NormOperands<Operand>
     const y = lead.out ?? results.of(0, residual.shape, residual.dtype)
     if (residual.size > 0) {
@@ -68,7 +68,8 @@ export const allReduceResidualBiasRMSNorm: Norm<Member> = normBy(
       const added = lead.bias ? group.steady(lead.bias, written, false, results) : gamma
       const xType = TYPE[elementType(x.dtype, 'x')]
       const type = TYPE[elementType(residual.dtype, 'residual')]
-      const numbers = [rows, n, slices.length, xType, type, eps, Number(zeroCentered), Number(lead.bias !== null)]
+      const flags = [zeroCentered, lead.bias !== null, portable].map(Number)
+      const numbers = [rows, n, slices.length, xType, type, eps, ...flags]
       const operands = [placeOf(lead.residual), gamma, added, placeOf(y.operand)]
       group.together(OP.reduceNorm, numbers.concat(joins), slices.concat(operands), [slices.length, slices.length + 3])
       for (const p of payloads) group.copy(lead.residual, p.residual)

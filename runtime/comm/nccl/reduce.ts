@@ -106,7 +106,7 @@ function norm(
   { residual: before, weight, bias }: NormOperands<Operand>,
   { operand: y }: Target,
   { slices, joins }: Slices,
-  { x, residual, rows, n, eps, zeroCentered }: NormCall,
+  { x, residual, rows, n, eps, zeroCentered, portable }: NormCall,
 ): void {
   const aside = (operand: Operand): Place => {
     const kept = group.steady(operand, y, results)
@@ -116,7 +116,8 @@ function norm(
   const added = bias ? aside(bias) : gamma
   const xType = TYPE[elementType(x.dtype, 'x')]
   const type = TYPE[elementType(residual.dtype, 'residual')]
-  const numbers = [rows, n, slices.length, xType, type, eps, Number(zeroCentered), Number(bias !== null), ...joins]
+  const flags = [zeroCentered, bias !== null, portable].map(Number)
+  const numbers = [rows, n, slices.length, xType, type, eps, ...flags, ...joins]
   const operands = [...slices, placeOf(before), gamma, added, placeOf(y)]
   group.alone(rank, OP.reduceNorm, numbers, operands, [slices.length, slices.length + 3])
 }

@@ -68,13 +68,21 @@ export interface NormOperands {
   out: Operand
 }
 
+export interface NormDims {
+  rows: number
+  n: number
+  eps: number
+  zeroCentered: boolean
+  portable?: boolean
+}
+
 /** The fused kernel on one device: rows of `n` elements, `x` the partials side by side. */
 export function fusedNorm(
   scope: Scope,
   cluster: Cluster,
   x: Slices,
   { residual, weight, bias, out }: NormOperands,
-  { rows, n, eps, zeroCentered }: { rows: number; n: number; eps: number; zeroCentered: boolean },
+  { rows, n, eps, zeroCentered, portable = false }: NormDims,
 ): void {
   const { sink } = cluster
   const scalar = n % 4 !== 0
@@ -87,7 +95,13 @@ export function fusedNorm(
       name: 'all_reduce_rms_norm' as const,
       element: form(element, scalar),
       weight: scalar ? ('f32x1' as const) : floatType(partials.dtype, 'x'),
-      constants: { WG, ZERO_CENTERED: zeroCentered, HAS_BIAS: bias !== null, RANKS: partials.count <= UNROLLED ? partials.count : 0 },
+      constants: {
+        WG,
+        ZERO_CENTERED: zeroCentered,
+        HAS_BIAS: bias !== null,
+        PORTABLE: portable,
+        RANKS: partials.count <= UNROLLED ? partials.count : 0,
+      },
     }
     const params = [rows, scalar ? n : n / 4, n, f32(eps), partials.pitch / unit, partials.count]
     dispatch(sink, variant, [partials.range, r!, w!, b!, y!], params, grid(rows))

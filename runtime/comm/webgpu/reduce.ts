@@ -41,8 +41,8 @@ export const allReduce: AllReduce<Member> = allReduceBy(run, async (member, payl
 export const allReduceResidualBiasRMSNorm: Norm<Member> = normBy(
   run,
   ({ range }) => range,
-  async (member, payloads, scope, { x, residual, tree, algorithm, rows, n, eps, zeroCentered }) => {
-    const dims = { rows, n, eps, zeroCentered }
+  async (member, payloads, scope, { x, residual, tree, algorithm, rows, n, eps, zeroCentered, portable }) => {
+    const dims = { rows, n, eps, zeroCentered, portable }
     const call = reductionCall(member, 'allReduceResidualBiasRMSNorm', x, rows)
     if (!tree && algorithmFor(member, call, algorithm) === 'two-shot') return twoShotFused(member, scope, payloads, residual, dims)
     const operands = operandsOf(payloads)

@@ -36,7 +36,7 @@ function reduce(words: Words): number[] {
 }
 
 function reduceNorm(words: Words): number[] {
-  const [rows, n, count, x, type, eps, centered, biased] = take(words, 8) as [
+  const [rows, n, count, x, type, eps, centered, biased] = take(words, 9) as [
     number,
     number,
     number,

@@ -197,7 +197,7 @@ function run(reader: Reader): [op: number, types: readonly number[]] {
       return [op, []]
     }
     case OP.attention: {
-      const given = reader.words('tokens', 'heads', 'kvHeads', 'dim', 'start', 'window', 'limit', 'scale', 'positioned')
+      const given = reader.words('tokens', 'heads', 'kvHeads', 'dim', 'start', 'window', 'limit', 'scale', 'positioned', 'portable')
       const { tokens, heads, kvHeads, dim } = given
       const [q, keys, values, y] = [reader.place(), reader.place(), reader.place(), reader.place()]
       const shape = { ...given, start: startOf(given, reader.place()) }
@@ -207,13 +207,13 @@ function run(reader: Reader): [op: number, types: readonly number[]] {
       return [op, []]
     }
     case OP.siluMul: {
-      const { rows, n, type } = reader.words('rows', 'n', 'type')
+      const { rows, n, type } = reader.words('rows', 'n', 'type', 'portable')
       const [x, y] = [reader.place(), reader.place()]
       store(type, y, kernels.siluMul(load(type, x, rows * 2 * n), rows, n))
       return [op, [type]]
     }
     case OP.rmsNorm: {
-      const { rows, n, type, eps, centered } = reader.words('rows', 'n', 'type', 'eps', 'centered')
+      const { rows, n, type, eps, centered } = reader.words('rows', 'n', 'type', 'eps', 'centered', 'portable')
       const [x, weight, y] = [reader.place(), reader.place(), reader.place()]
       store(type, y, kernels.rmsNorm(load(type, x, rows * n), load(type, weight, n), n, eps, centered))
       return [op, [type]]

@@ -2,7 +2,7 @@
 // and by loops.ts, in the order of the columns here.
 
 /**
- * What a command does. Wait is not for tensors: it holds a queue until another one has run so many commands. Joins: behind each slice the number
+ * What a command does. Portable: in the steps of core/portable.ts, which the CPU takes in any case. Wait is not for tensors: it holds a queue until another one has run so many commands. Joins: behind each slice the number
  * of joins that it brings about, each of the two topmost of the sums that wait, left + right; in the end one sum is left.
  */
 export const OP = {
@@ -16,11 +16,11 @@ export const OP = {
   matmulTree: 3,
   /** tokens, heads, kvHeads, dim, start, positions; has position; x, table, q, keys, values, position: with it, it is added to start */
   rope: 4,
-  /** tokens, heads, kvHeads, dim, start, window, positions; scale; has position; q, keys, values, y, position */
+  /** tokens, heads, kvHeads, dim, start, window, positions; scale; has position, portable; q, keys, values, y, position */
   attention: 5,
-  /** rows, n; type; x, y */
+  /** rows, n; type; portable; x, y */
   siluMul: 6,
-  /** rows, n; type; eps; zero-centred; x, weight, y */
+  /** rows, n; type; eps; zero-centred, portable; x, weight, y */
   rmsNorm: 7,
   /** n; type; a, b, y */
   add: 8,
@@ -36,7 +36,7 @@ export const OP = {
   meet: 13,
   /** rows, n, pitch of the slices' rows, slices, reduction, divisor; type of slices, of y; joins; slices, y */
   reduce: 14,
-  /** rows, n, slices; type of slices, of the others; eps; zero-centred, has bias; joins; slices, residual, weight, bias, y */
+  /** rows, n, slices; type of slices, of the others; eps; zero-centred, has bias, portable; joins; slices, residual, weight, bias, y */
   reduceNorm: 15,
   /** rows, slices, bytes of a row of y; bytes of a row of each slice; slices, y: the slices' rows side by side */
   gather: 16,

@@ -5,7 +5,7 @@ import { ArgumentError, DeviceError, type RankmeshError } from '../../core/error
 import type { Storage } from '../../core/storage.ts'
 import type { Tensor } from '../../core/tensor.ts'
 import { argmaxBy } from '../argmax.ts'
-import type { Attention, Device, KernelTime, Product, RopeAppend, TreeProduct } from '../device.ts'
+import type { Attention, Device, KernelTime, Product, RmsNorm, RopeAppend, SiluMul, TreeProduct } from '../device.ts'
 import { OP, OP_NAMES, OP_TYPES, TYPE_NAMES } from './commands.ts'
 import { type Block, type EngineStorage, engineStorage, Memory, writableStorage } from './memory.ts'
 import * as ops from './ops.ts'
@@ -199,11 +199,11 @@ export abstract class EngineDevice implements Device {
     return ops.attention(this, q, options)
   }
 
-  siluMul(x: Tensor, options?: { out?: Tensor }): Tensor {
+  siluMul(x: Tensor, options?: SiluMul): Tensor {
     return ops.siluMul(this, x, options)
   }
 
-  rmsNorm(x: Tensor, weight: Tensor, options?: { eps?: number; zeroCentered?: boolean; out?: Tensor }): Tensor {
+  rmsNorm(x: Tensor, weight: Tensor, options?: RmsNorm): Tensor {
     return ops.rmsNorm(this, x, weight, options)
   }
 

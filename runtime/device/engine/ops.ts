@@ -3,7 +3,7 @@ import { type DType, dtypeSize } from '../../core/dtype.ts'
 import { type Shape, sizeOf } from '../../core/shape.ts'
 import { Tensor } from '../../core/tensor.ts'
 import { expectDType, expectShape } from '../checks.ts'
-import type { Attention, Product, RopeAppend, TreeProduct } from '../device.ts'
+import type { Attention, Product, RmsNorm, RopeAppend, SiluMul, TreeProduct } from '../device.ts'
 import * as check from '../operands.ts'
 import { OP, ROUNDING, TYPE } from './commands.ts'
 import type { EngineDevice } from './device.ts'
@@ -53,18 +53,18 @@ export function ropeAppend(device: EngineDevice, x: Tensor, options: RopeAppend)
 }
 
 export function attention(device: EngineDevice, q: Tensor, options: Attention): Tensor {
-  const { keys, values, heads, kvHeads, dim, window = 0, scale = 1 / Math.sqrt(dim), out } = options
+  const { keys, values, heads, kvHeads, dim, window = 0, scale = 1 / Math.sqrt(dim), portable = false, out } = options
   const { tokens, start, position, limit } = check.checkAttention(q, options, window, scale)
   const y = result(device, position ? [q, keys, values, position] : [q, keys, values], out, [tokens, heads * dim], 'float32')
-  const numbers = [tokens, heads, kvHeads, dim, start, window, limit, scale, Number(position !== undefined)]
+  const numbers = [tokens, heads, kvHeads, dim, start, window, limit, scale, Number(position !== undefined), Number(portable)]
   if (tokens > 0) record(device, OP.attention, numbers, [q, keys, values, y, position ?? q], [3])
   return y
 }
 
-export function siluMul(device: EngineDevice, x: Tensor, { out }: { out?: Tensor } = {}): Tensor {
+export function siluMul(device: EngineDevice, x: Tensor, { portable = false, out }: SiluMul = {}): Tensor {
   const { rows, n, element } = check.checkSiluMul(x)
   const y = result(device, [x], out, [rows, n], x.dtype)
-  if (y.size > 0) record(device, OP.siluMul, [rows, n, TYPE[element]], [x, y], [1])
+  if (y.size > 0) record(device, OP.siluMul, [rows, n, TYPE[element], Number(portable)], [x, y], [1])
   return y
 }
 
@@ -72,11 +72,11 @@ export function rmsNorm(
   device: EngineDevice,
   x: Tensor,
   weight: Tensor,
-  { eps = 1e-6, zeroCentered = false, out }: { eps?: number; zeroCentered?: boolean; out?: Tensor } = {},
+  { eps = 1e-6, zeroCentered = false, portable = false, out }: RmsNorm = {},
 ): Tensor {
   const { rows, n, element } = check.checkRmsNorm(x, weight, eps)
   const y = result(device, [x, weight], out, x.shape, x.dtype)
-  const numbers = [rows, n, TYPE[element], eps, Number(zeroCentered)]
+  const numbers = [rows, n, TYPE[element], eps, Number(zeroCentered), Number(portable)]
   if (y.size > 0) record(device, OP.rmsNorm, numbers, [x, weight, y], [2], IN_PLACE)
   return y
 }

@@ -4,7 +4,7 @@ import { DeviceError, type RankmeshError } from '../../core/errors.ts'
 import type { Storage, TensorDevice } from '../../core/storage.ts'
 import type { Tensor } from '../../core/tensor.ts'
 import { argmaxBy } from '../argmax.ts'
-import type { Attention, Device, KernelTime, Product, RopeAppend, TreeProduct } from '../device.ts'
+import type { Attention, Device, KernelTime, Product, RmsNorm, RopeAppend, SiluMul, TreeProduct } from '../device.ts'
 import { Gpu, openGpu } from './gpu.ts'
 import { copyBytes, laneSink, type Sink } from './launch.ts'
 import * as ops from './ops.ts'
@@ -114,11 +114,11 @@ export class WebGpuDevice implements Device {
     return ops.attention(this, q, options)
   }
 
-  siluMul(x: Tensor, options?: { out?: Tensor }): Tensor {
+  siluMul(x: Tensor, options?: SiluMul): Tensor {
     return ops.siluMul(this, x, options)
   }
 
-  rmsNorm(x: Tensor, weight: Tensor, options?: { eps?: number; zeroCentered?: boolean; out?: Tensor }): Tensor {
+  rmsNorm(x: Tensor, weight: Tensor, options?: RmsNorm): Tensor {
     return ops.rmsNorm(this, x, weight, options)
   }
 

@@ -4,7 +4,7 @@ import { ArgumentError } from '../../core/errors.ts'
 import { type Shape, sizeOf } from '../../core/shape.ts'
 import { Tensor } from '../../core/tensor.ts'
 import { expectDType, expectShape } from '../checks.ts'
-import type { Attention, Product, RopeAppend } from '../device.ts'
+import type { Attention, Product, RmsNorm, RopeAppend, SiluMul } from '../device.ts'
 import {
   checkAdd,
   checkAttention,
@@ -101,7 +101,7 @@ export function ropeAppend(device: WebGpuDevice, x: Tensor, options: RopeAppend)
 }
 
 export function attention(device: WebGpuDevice, q: Tensor, options: Attention): Tensor {
-  const { keys, values, heads, kvHeads, dim, window = 0, scale = 1 / Math.sqrt(dim), out } = options
+  const { keys, values, heads, kvHeads, dim, window = 0, scale = 1 / Math.sqrt(dim), portable = false, out } = options
   const { tokens, start, position } = checkAttention(q, options, window, scale)
   refusePosition(position)
   const y = result(device, [q, keys, values], out, [tokens, heads * dim], 'float32')
@@ -110,7 +110,10 @@ export function attention(device: WebGpuDevice, q: Tensor, options: Attention): 
   const operands = [operand(gpu, q, 'r'), operand(gpu, keys, 'r'), operand(gpu, values, 'r'), operand(gpu, y, 'w')] as const
   withQuads(sink, operands, false, (ranges) => {
     const params = [tokens, heads, kvHeads, dim / 4, start, window, f32(scale)]
-    dispatch(sink, { name: 'attention', constants: { WG: gpu.tuning.attention } }, ranges, params, grid(tokens * heads))
+    const variant = portable
+      ? ({ name: 'attention_portable', constants: { WG: Math.max(16, gpu.tuning.attention) } } as const)
+      : ({ name: 'attention', constants: { WG: gpu.tuning.attention } } as const)
+    dispatch(sink, variant, ranges, params, grid(tokens * heads))
   })
   return y
 }
@@ -120,10 +123,14 @@ function refusePosition(position: Tensor | undefined): void {
   if (position) throw new ArgumentError('A WebGPU device takes start as a number; a tensor is for devices whose steps can be recorded')
 }
 
-export function siluMul(device: WebGpuDevice, x: Tensor, { out }: { out?: Tensor } = {}): Tensor {
+export function siluMul(device: WebGpuDevice, x: Tensor, { portable = false, out }: SiluMul = {}): Tensor {
   const { rows, n } = checkSiluMul(x)
   const y = result(device, [x], out, [rows, n], x.dtype)
-  rowKernel(device, 'silu_mul', [x], y, n, (quads) => ({ params: [rows, quads], flat: rows * quads }))
+  rowKernel(device, 'silu_mul', [x], y, n, (quads) => ({
+    params: [rows, quads],
+    flat: rows * quads,
+    constants: { PORTABLE: portable },
+  }))
   return y
 }
 
@@ -131,14 +138,14 @@ export function rmsNorm(
   device: WebGpuDevice,
   x: Tensor,
   weight: Tensor,
-  { eps = 1e-6, zeroCentered = false, out }: { eps?: number; zeroCentered?: boolean; out?: Tensor } = {},
+  { eps = 1e-6, zeroCentered = false, portable = false, out }: RmsNorm = {},
 ): Tensor {
   const { rows, n } = checkRmsNorm(x, weight, eps)
   const y = result(device, [x, weight], out, x.shape, x.dtype)
   rowKernel(device, 'rms_norm', [x, weight], y, n, (quads) => ({
     params: [rows, quads, n, f32(eps)],
     rows,
-    constants: { ZERO_CENTERED: zeroCentered },
+    constants: { ZERO_CENTERED: zeroCentered, PORTABLE: portable },
   }))
   return y
 }

@@ -4,6 +4,7 @@ import allReduce from '../../../shaders/all_reduce.wgsl'
 import allReduceFusion from '../../../shaders/all_reduce_fusion.wgsl'
 import allReduceRmsNorm from '../../../shaders/all_reduce_rms_norm.wgsl'
 import attention from '../../../shaders/attention.wgsl'
+import attentionPortable from '../../../shaders/attention_portable.wgsl'
 import cast from '../../../shaders/cast.wgsl'
 import copy from '../../../shaders/copy.wgsl'
 import copyBytes from '../../../shaders/copy_bytes.wgsl'
@@ -22,6 +23,7 @@ import f32 from '../../../shaders/prelude/f32.wgsl'
 import f32x1 from '../../../shaders/prelude/f32x1.wgsl'
 import i32 from '../../../shaders/prelude/i32.wgsl'
 import narrow from '../../../shaders/prelude/narrow.wgsl'
+import portable from '../../../shaders/prelude/portable.wgsl'
 import rank from '../../../shaders/prelude/rank.wgsl'
 import rows from '../../../shaders/prelude/rows.wgsl'
 import u32 from '../../../shaders/prelude/u32.wgsl'
@@ -74,6 +76,8 @@ interface Source {
   access: string
   /** Reads rows of weights `w`, in floats or in blocks. */
   rows?: true
+  /** Has a form with the same bits on every device, or no other. */
+  portable?: true
 }
 
 export type KernelName =
@@ -82,6 +86,7 @@ export type KernelName =
   | 'all_reduce_fusion'
   | 'all_reduce_rms_norm'
   | 'attention'
+  | 'attention_portable'
   | 'cast'
   | 'copy'
   | 'copy_bytes'
@@ -102,20 +107,21 @@ const SOURCES: Record<KernelName, Source> = {
   add: { text: add, access: 'rrw' },
   all_reduce: { text: allReduce, access: 'rw' },
   all_reduce_fusion: { text: `${narrow}\n${allReduceFusion}`, access: 'rrrrwwww' },
-  all_reduce_rms_norm: { text: allReduceRmsNorm, access: 'rwrrw' },
+  all_reduce_rms_norm: { text: allReduceRmsNorm, access: 'rwrrw', portable: true },
   attention: { text: attention, access: 'rrrw' },
+  attention_portable: { text: attentionPortable, access: 'rrrw', portable: true },
   cast: { text: cast, access: 'rw' },
   copy: { text: copy, access: 'rw' },
   copy_bytes: { text: copyBytes, access: 'rw' },
   embedding: { text: embedding, access: 'rrw', rows: true },
   matmul: { text: matmul, access: 'rrrw', rows: true },
   matmul_tiled: { text: matmulTiled, access: 'rrrw', rows: true },
-  matmul_tree: { text: matmulTree, access: 'rrrw', rows: true },
+  matmul_tree: { text: matmulTree, access: 'rrrw', rows: true, portable: true },
   matvec: { text: matvec, access: 'rrrw', rows: true },
   moe_combine: { text: moeCombine, access: 'rrrrw' },
-  rms_norm: { text: rmsNorm, access: 'rrw' },
-  rope: { text: rope, access: 'rrwww' },
-  silu_mul: { text: siluMul, access: 'rw' },
+  rms_norm: { text: rmsNorm, access: 'rrw', portable: true },
+  rope: { text: rope, access: 'rrwww', portable: true },
+  silu_mul: { text: siluMul, access: 'rw', portable: true },
   softmax: { text: softmax, access: 'rw' },
   top_k: { text: topK, access: 'rww' },
   tree_sum: { text: treeSum, access: 'rw' },
@@ -131,7 +137,7 @@ export function accessOf(name: KernelName): string {
 export function program(name: KernelName, element?: Prelude, weight?: WeightPrelude): string {
   const source = SOURCES[name]
   const weights = weight && weightText(weight, source.rows)
-  return [rank, element && PRELUDES[element], weights, source.text].filter(Boolean).join('\n')
+  return [rank, source.portable && portable, element && PRELUDES[element], weights, source.text].filter(Boolean).join('\n')
 }
 
 function weightText(weight: WeightPrelude, inRows?: true): string {
