@@ -1,4 +1,5 @@
-// Groups of unlike devices, in uneven plans: the float64 reference's logits, PyTorch's golden text, the same bits on every rank; a real model too.
+// Groups of unlike devices, in uneven plans: the float64 reference's logits, PyTorch's golden text, the same bits on every rank; in tp-invariant
+// mode those of one rank on a device of either kind. A real model too.
 import { readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { afterAll, describe, expect, it } from 'vitest'
@@ -28,6 +29,17 @@ const GROUPS = [
   { name: 'two ranks on webgpu, one on cpu', devices: [gpu, gpu, cpu] },
 ]
 
+const invariant = { deterministic: 'tp-invariant' } as const
+const [one] = await decode(dir, prompt, 8, [cpu], invariant)
+
+it('tp-invariant: one rank has the same bits on a GPU as on the CPU, which without it differ', async () => {
+  expect(maxAbsDiff(one?.first as Float32Array, expected)).toBeLessThan(1e-4)
+  const [onGpu] = await decode(dir, prompt, 8, [gpu], invariant)
+  expect(onGpu?.bits.equals(one?.bits as Buffer)).toBe(true)
+  const [plain, plainOnGpu] = await Promise.all([cpu, gpu].map(async (device) => (await decode(dir, prompt, 8, [device], {}))[0]?.bits))
+  expect(plainOnGpu?.equals(plain as Buffer)).toBe(false)
+})
+
 describe.each(GROUPS)('$name', ({ devices }) => {
   const ranks = devices.length
   it.each<[string, number[] | undefined]>([
@@ -46,13 +58,15 @@ describe.each(GROUPS)('$name', ({ devices }) => {
     if (name.includes('without')) expect(ended.at(name.startsWith('a cpu') ? -1 : 0)?.heads).toEqual([0, 0, 0, 0])
   })
 
-  it('tp-invariant: the logits, the text, and a second run has the same bits', async () => {
-    const run = () => decode(dir, prompt, 8, devices, { deterministic: 'tp-invariant' })
-    const [first, second] = [await run(), await run()]
-    for (const each of [...first, ...second]) {
-      expect(maxAbsDiff(each.first, expected)).toBeLessThan(1e-4)
+  it.each<[string, number[] | undefined]>([
+    ['even shares', undefined],
+    ['uneven shares', ranks === 2 ? [0.8, 0.2] : [0.7, 0.2, 0.1]],
+    ['a cpu rank without heads', ranks === 2 ? [0.98, 0.02] : [0.6, 0.38, 0.02]],
+    ['a webgpu rank that holds nothing', ranks === 2 ? [0, 1] : [0, 1, 2]],
+  ])('tp-invariant, %s: the bits of one rank', async (_, shares) => {
+    for (const each of await decode(dir, prompt, 8, devices, { ...invariant, shares })) {
       expect(each.ids).toEqual(greedy.slice(0, 8))
-      expect(each.bits.equals(first[0]?.bits as Buffer)).toBe(true)
+      expect(each.bits.equals(one?.bits as Buffer)).toBe(true)
     }
   })
 })
