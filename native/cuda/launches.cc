@@ -248,6 +248,11 @@ class Planner {
     const size_t tokens = Number(0), heads = Number(1), kv_heads = Number(2), dim = Number(3), start = Number(4), window = Number(5), positions = Number(6);
     if (dim % 4 != 0 || dim > 256) throw BadCommand("attention with heads of " + std::to_string(dim) + ", which is no multiple of 4 up to 256");
     if (tokens == 0 || heads == 0 || dim == 0) return;
+    if (call_.flags[1]) {
+      const AttentionArgs args{At<float>(0), At<float>(1), At<float>(2), At<float>(3), nullptr, Signed(0), Signed(1), Signed(2), Signed(3), StartOf(4, positions),
+                               Signed(5), 0, 0, 0, 0, call_.scalar};
+      return Run(Named("rankmesh_attention_portable"), tokens * heads, kPortableThreads, args, kPortableFloats * sizeof(float));
+    }
     const size_t group = heads / kv_heads, parts = DivideUp(group, kAttentionRows), block_heads = DivideUp(group, parts);
     const size_t block_tokens = std::min(tokens, std::max<size_t>(kAttentionRows / block_heads, 1));
     const size_t warps = std::max<size_t>(block_heads * block_tokens, 4);
@@ -280,7 +285,7 @@ class Planner {
   }
 
   void SiluMul() {
-    const SiluArgs args{At<void>(0), At<void>(1), Signed(0), Signed(1)};
+    const SiluArgs args{At<void>(0), At<void>(1), Signed(0), Signed(1), call_.flags[0]};
     Run(Named("rankmesh_silu_mul_", kTypeNames[call_.types[0]]), Spread(Number(0) * DivideUp(Number(1), kEight)), kThreads, args);
   }
 
@@ -291,7 +296,7 @@ class Planner {
   void RmsNorm() {
     if (Number(1) == 0) return;
     const Type type = call_.types[0];
-    const NormRowsArgs args{At<void>(0), At<void>(1), At<void>(2), Signed(1), call_.scalar, call_.flags[0] ? 1.0f : 0.0f};
+    const NormRowsArgs args{At<void>(0), At<void>(1), At<void>(2), Signed(1), call_.scalar, call_.flags[0] ? 1.0f : 0.0f, call_.flags[1]};
     Run(Named("rankmesh_rms_norm_", kTypeNames[type]), Number(0), ThreadsOfRow(type, Number(1)), args);
   }
 
@@ -360,7 +365,7 @@ class Planner {
     if (rows == 0 || n == 0) return;
     Type from = call_.types[0];
     const Type type = call_.types[1];
-    ReduceNormArgs args{Signed(1), At<void>(0), At<void>(1), call_.flags[1] ? At<void>(2) : nullptr, At<void>(3), call_.scalar, call_.flags[0] ? 1.0f : 0.0f, 0, {}};
+    ReduceNormArgs args{Signed(1), At<void>(0), At<void>(1), call_.flags[1] ? At<void>(2) : nullptr, At<void>(3), call_.scalar, call_.flags[0] ? 1.0f : 0.0f, call_.flags[2], 0, {}};
     ReduceArgs sums{Signed(0), Signed(1), Signed(1), nullptr, 0, engine::kSum, 1.0f, {}, {}};
     if (TakeSlices(sums)) {
       sums.y = scratch_.Take(rows * n * sizeof(float));

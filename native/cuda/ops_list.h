@@ -59,6 +59,7 @@
   KERNEL(rankmesh_rope, RopeArgs, 256, RopeAppend)                              \
   KERNEL(rankmesh_attention_128, AttentionArgs, 512, Attention<128>)            \
   KERNEL(rankmesh_attention_256, AttentionArgs, 512, Attention<256>)            \
+  KERNEL(rankmesh_attention_portable, AttentionArgs, kPortableThreads, PortableAttention) \
   KERNEL(rankmesh_attention_join_128, AttentionArgs, 256, AttentionJoin<128>)   \
   KERNEL(rankmesh_attention_join_256, AttentionArgs, 256, AttentionJoin<256>)   \
   KERNEL(rankmesh_softmax, SoftmaxArgs, 1024, Softmax)                          \

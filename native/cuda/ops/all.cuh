@@ -6,6 +6,7 @@
 #include "matmul.cuh"
 #include "matmul_tree.cuh"
 #include "matvec.cuh"
+#include "portable.cuh"
 #include "reduce.cuh"
 #include "rope.cuh"
 #include "rows.cuh"

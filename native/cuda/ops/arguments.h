@@ -125,10 +125,16 @@ struct AttentionArgs {
   float scale;
 };
 
+/** Threads of a block of PortableAttention, each of which has as many columns of v apart; and what they share: weights, and sums of these. */
+constexpr int kPortableThreads = 64;
+constexpr int kPortableFloats = kPortableThreads + 16;
+
 struct SiluArgs {
   const void* x;
   void* y;
   int64_t rows, n;
+  /** In the steps of portable.cuh. */
+  bool portable;
 };
 
 struct NormRowsArgs {
@@ -139,6 +145,7 @@ struct NormRowsArgs {
   float eps;
   /** 1 for models that store weight - 1. */
   float weight_bias;
+  bool portable;
 };
 
 struct AddArgs {
@@ -203,6 +210,7 @@ struct ReduceNormArgs {
   const void* bias;
   void* y;
   float eps, weight_bias;
+  bool portable;
   int count;
   const void* slices[kSlices];
 };

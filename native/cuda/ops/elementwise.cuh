@@ -1,11 +1,12 @@
 // Operations on each element by itself: y = a + b, y = x in another type, y = silu(gate) * up with silu(v) = v / (1 + exp(-v)).
 //
 // Contract: float32 arithmetic, each result rounded once, to nearest even, every NaN to the one quiet NaN, in Cast that of its
-// sign; words wrap. exp is CUDA's, within
+// sign; words wrap. exp is CUDA's, or, portable, that of portable.cuh, each within
 // 2 ULP. y may be an operand of Add and Cast where both begin at one address and elements are of one size. Grid: any; a thread takes
 // eight elements at a time.
 #pragma once
 #include "loads.cuh"
+#include "portable.cuh"
 
 namespace rankmesh::cuda::ops {
 
@@ -51,7 +52,10 @@ __device__ inline void SiluMul(const SiluArgs& args) {
     GetSome<T>(from, args.n - at, gate);
     GetSome<T>(from + args.n, args.n - at, up);
 #pragma unroll
-    for (int j = 0; j < kEight; j++) gate[j] = __fmul_rn(__fdiv_rn(gate[j], __fadd_rn(1.0f, expf(-gate[j]))), up[j]);
+    for (int j = 0; j < kEight; j++) {
+      const float power = args.portable ? Power(-gate[j]) : expf(-gate[j]);
+      gate[j] = __fmul_rn(__fdiv_rn(gate[j], __fadd_rn(1.0f, power)), up[j]);
+    }
     PutSome<T>(static_cast<Bits*>(args.y) + row * args.n + at, args.n - at, gate);
   });
 }

@@ -4,7 +4,8 @@
 // Reduce: in float32, rounded once: the slices one after another, or, kTree, in the order of a tree: each goes on a stack, and behind it so many
 // joins of the two topmost, left + right. min and max: NaN wins over every number, and of equals the first stays. Words wrap.
 // ReduceNorm: s = residual + (x_0 + x_1 + ...) + bias, rounded once and written to residual; y = its norm. The steps, and so the bits, are those
-// of ../fused_norm.cuh, and of Reduce, Add and NormRows one after another where those do not round in between.
+// of ../fused_norm.cuh, and of Reduce, Add and NormRows one after another where those do not round in between; portable, the norm's are those of
+// portable.cuh.
 // Grids: any for Reduce, a thread taking eight elements at a time, four of a tree; a block for each row for ReduceNorm, of RowThreads<E>(n)
 // threads; for Gather a multiple of the number of slices.
 #pragma once
@@ -126,8 +127,14 @@ __device__ inline void ReduceNorm(const ReduceNormArgs& args) {
 #pragma unroll
     for (int k = 0; k < N; k++) squares = __fmaf_rn(s[k], s[k], squares);
   }
-  BlockReduce reduce;
-  const float scale = RowScale(reduce.Sum(squares), n, args.eps);
+  float scale;
+  if (args.portable) {
+    __syncthreads(); // a thread reads what others wrote
+    scale = PortableScale<E>(static_cast<const typename E::Bits*>(args.residual) + row * n, n, args.eps);
+  } else {
+    BlockReduce reduce;
+    scale = RowScale(reduce.Sum(squares), n, args.eps);
+  }
   PutNormed<E>(residual, Vectors<E>(args.weight, n), RowOf<E>(args.y, row, n), n, scale, args.weight_bias);
 }
 

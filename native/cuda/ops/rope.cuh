@@ -1,7 +1,7 @@
 // Rotary embedding: of each head of q and k, (a, b) = (x[i], x[i + dim / 2]) becomes (a c - b s, b c + a s), c and s from a table; v is copied.
 //
 // x [tokens, (heads + 2 kv_heads) * dim] holds q, k and v; q goes to its own tensor, k and v to rows start ... of the caches. Contract:
-// float32, |error| <= 4 * 2^-24 * (|a| + |b|). Grid: any; a thread takes one pair at a time.
+// float32, every step rounded as everywhere, |error| <= 4 * 2^-24 * (|a| + |b|). Grid: any; a thread takes one pair at a time.
 #pragma once
 #include "loads.cuh"
 
@@ -23,8 +23,8 @@ __device__ inline void RopeAppend(const RopeArgs& args) {
     }
     float* const to = kv < 0 ? args.q + (token * args.heads + head) * dim + i : args.keys + (row * args.kv_heads + kv) * dim + i;
     const float cosine = args.table[row * dim + 2 * i], sine = args.table[row * dim + 2 * i + 1];
-    to[0] = __fmaf_rn(a, cosine, -__fmul_rn(b, sine));
-    to[half] = __fmaf_rn(b, cosine, __fmul_rn(a, sine));
+    to[0] = __fadd_rn(__fmul_rn(a, cosine), -__fmul_rn(b, sine));
+    to[half] = __fadd_rn(__fmul_rn(b, cosine), __fmul_rn(a, sine));
   });
 }
 

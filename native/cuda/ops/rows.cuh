@@ -1,12 +1,14 @@
 // Operations on each row by itself, a block for each.
 //
-// NormRows: y = x * rsqrt(mean(x^2) + eps) * (weight_bias + weight), in the steps, the order and so the bits of the norm in ../fused_norm.cuh.
+// NormRows: y = x * rsqrt(mean(x^2) + eps) * (weight_bias + weight), in the steps, the order and so the bits of the norm in ../fused_norm.cuh; or,
+// portable, in those of portable.cuh.
 // Softmax: y = exp(x - max x) / sum(exp(x - max x)) in float32, exp CUDA's within 2 ULP; a row that holds NaN becomes NaN.
 // A row's bits depend on its length alone. y may be x. Grid: a block for each row, RowThreads<T>(n) threads for rows of T; of float32 for
 // Softmax. Rows are not empty.
 #pragma once
 #include "../fused_norm.cuh"
 #include "loads.cuh"
+#include "portable.cuh"
 
 namespace rankmesh::cuda::ops {
 
@@ -31,15 +33,20 @@ __device__ inline void PutNormed(const Vectors<T>& x, const Vectors<T>& weight, 
 template <typename T>
 __device__ inline void NormRows(const NormRowsArgs& args) {
   const Vectors<T> x = RowOf<T>(args.x, blockIdx.x, args.n);
-  float squares = 0.0f;
-  for (int64_t i = threadIdx.x; i < VectorsOf<T>(args.n); i += blockDim.x) {
-    float value[kLanes<T>];
-    Unpack<T>(x.Get(i), value);
+  float scale;
+  if (args.portable) {
+    scale = PortableScale<T>(static_cast<const typename T::Bits*>(args.x) + blockIdx.x * args.n, args.n, args.eps);
+  } else {
+    float squares = 0.0f;
+    for (int64_t i = threadIdx.x; i < VectorsOf<T>(args.n); i += blockDim.x) {
+      float value[kLanes<T>];
+      Unpack<T>(x.Get(i), value);
 #pragma unroll
-    for (int k = 0; k < kLanes<T>; k++) squares = __fmaf_rn(value[k], value[k], squares);
+      for (int k = 0; k < kLanes<T>; k++) squares = __fmaf_rn(value[k], value[k], squares);
+    }
+    BlockReduce reduce;
+    scale = RowScale(reduce.Sum(squares), args.n, args.eps);
   }
-  BlockReduce reduce;
-  const float scale = RowScale(reduce.Sum(squares), args.n, args.eps);
   PutNormed<T>(x, Vectors<T>(args.weight, args.n), RowOf<T>(args.y, blockIdx.x, args.n), args.n, scale, args.weight_bias);
 }
 
