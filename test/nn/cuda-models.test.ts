@@ -1,5 +1,5 @@
 // Tiny models of every family on emulated CUDA devices: transformers' logits and greedy ids, on one device, on two that reach each other, and
-// beside a CPU. Kernels, streams, graphs and collectives are those of real devices.
+// beside a CPU; in tp-invariant mode the bits of one CPU rank. Kernels, streams, graphs and collectives are those of real devices.
 import { readdirSync, readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { afterAll, describe, expect, it } from 'vitest'
@@ -44,6 +44,15 @@ describe.skipIf(reason !== '')(`tiny models on CUDA (seed ${start})${reason}`, (
         expect(control.counts().reports, 'complaints of the emulated devices').toBe(0)
       })
     }
+
+    it('tp-invariant: the bits of one CPU rank, on all of them', async () => {
+      const invariant = { deterministic: 'tp-invariant' } as const
+      const of = (placed: Device[]) => decode(join(folder, name), expected.promptIds, 6, placed, invariant)
+      const [one] = await of([cpu])
+      for (const placed of [[first], [first, second, first], [cpu, first, second]]) {
+        for (const { bits } of await of(placed)) expect(bits.equals(one?.bits as Buffer)).toBe(true)
+      }
+    })
   })
 
   it('use kernels of the devices', () => {

@@ -1,8 +1,9 @@
 // Groups of unlike devices, in uneven plans: the float64 reference's logits, PyTorch's golden text, the same bits on every rank; in tp-invariant
 // mode those of one rank on a device of either kind. A real model too.
-import { readFileSync } from 'node:fs'
+import { readdirSync, readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { afterAll, describe, expect, it } from 'vitest'
+import type { Device } from '../../runtime/device/device.ts'
 import { openDevice } from '../../runtime/device/open.ts'
 import { decode } from '../support/decoding.ts'
 import { testDevice } from '../support/device.ts'
@@ -67,6 +68,18 @@ describe.each(GROUPS)('$name', ({ devices }) => {
     for (const each of await decode(dir, prompt, 8, devices, { ...invariant, shares })) {
       expect(each.ids).toEqual(greedy.slice(0, 8))
       expect(each.bits.equals(one?.bits as Buffer)).toBe(true)
+    }
+  })
+})
+
+const families = join(import.meta.dirname, '../fixtures/tiny-models')
+describe.each(readdirSync(families))('%s', (name) => {
+  it('tp-invariant: the bits of one CPU rank on a GPU, and on both kinds together', async () => {
+    const { promptIds } = JSON.parse(readFileSync(join(families, name, 'expected.json'), 'utf8'))
+    const of = (devices: Device[]) => decode(join(families, name), promptIds, 4, devices, invariant)
+    const [alone] = await of([cpu])
+    for (const devices of [[gpu], [gpu, cpu, gpu]]) {
+      for (const { bits } of await of(devices)) expect(bits.equals(alone?.bits as Buffer)).toBe(true)
     }
   })
 })
