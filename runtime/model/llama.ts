@@ -2,10 +2,11 @@
 // the end; every rank runs the same program and holds the same residual stream.
 import type { Communicator } from '../comm/communicator.ts'
 import type { Recording } from '../comm/recording.ts'
-import { ArgumentError, CollectiveMismatchError, checkInteger, invalidArgument } from '../core/errors.ts'
+import { ArgumentError, BackendUnavailableError, CollectiveMismatchError, checkInteger, invalidArgument } from '../core/errors.ts'
 import { Tensor } from '../core/tensor.ts'
 import type { Activations, Device } from '../device/device.ts'
 import { checkActivations } from '../device/operands.ts'
+import { unportable } from '../device/portability.ts'
 import type { Partial } from '../nn/partial.ts'
 import { type MatrixTypes, type PlanOptions, plan, type ShardPlan } from '../scheduler/plan.ts'
 import type { LlamaConfig } from './config.ts'
@@ -21,8 +22,9 @@ export interface LlamaOptions extends Pick<PlanOptions, 'shares' | 'memory' | 's
   /** Tokens of one step; longer prompts are fed in parts of this size. Defaults to 256. */
   maxTokens?: number
   /**
-   * `tp-invariant`: logits have the same bits for every number of ranks and every way to feed the prompt, since all products add in the
-   * order of one tree over blocks of their inputs. Costs speed; each rank's part begins at a multiple of `block`.
+   * `tp-invariant`: logits have the same bits for every number of ranks, every plan, every kind of device and every way to feed the prompt,
+   * since all products add in the order of one tree over blocks of their inputs and every other step is defined (core/portable.ts). Costs
+   * speed; each rank's part begins at a multiple of `block`.
    */
   deterministic?: 'tp-invariant' | undefined
   /** Inputs in a block of the tree, a multiple of 4; part of what defines the bits. Defaults to 32. */
@@ -82,6 +84,7 @@ export class Llama implements Disposable {
       throw new ArgumentError(`Expected deterministic or activations but received both: what ${activations} rounds has other bits`)
     const types = await matrixTypes(config, weights)
     const devices = await agree(comm, { device: device.name, cut: { shares, memory, speeds }, types, activations: activations ?? 'none' })
+    if (deterministic) await checkPortable(comm, device)
     const cut = { shares, memory, speeds, types, block: deterministic && block }
     const shards = plan(config, { ranks: comm.size, ...cut, capacity, devices, collectiveSeconds })
     const cuts = deterministic && cutsOf(config, shards, block)
@@ -239,6 +242,24 @@ interface Given {
   cut: Pick<LlamaOptions, 'shares' | 'memory' | 'speeds'>
   types: MatrixTypes
   activations: string
+}
+
+/**
+ * Ranks on several kinds of device have the same bits where each does as core/portable.ts says; collective. @throws ERR_BACKEND_UNAVAILABLE on all
+ * ranks where one does not.
+ */
+async function checkPortable({ host }: Communicator, device: Device): Promise<void> {
+  const kinds = await host.allGather(device.kind)
+  if (new Set(kinds).size === 1) return
+  const found = await host.allGather({ operation: await unportable(device), name: device.name })
+  const rank = found.findIndex(({ operation }) => operation !== null)
+  if (rank < 0) return
+  const { operation, name } = found[rank] as (typeof found)[number]
+  throw new BackendUnavailableError(
+    `Rank ${rank}'s device ${name} answers ${operation} with other bits than are defined: its driver changes arithmetic. Leave out deterministic, ` +
+      'or give the group devices of one kind',
+    { rank },
+  )
 }
 
 /** The names of the ranks' devices. Ranks that cut the model differently would add up numbers that do not belong together: they are refused. */

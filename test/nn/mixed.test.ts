@@ -2,9 +2,10 @@
 // mode those of one rank on a device of either kind. A real model too.
 import { readdirSync, readFileSync } from 'node:fs'
 import { join } from 'node:path'
-import { afterAll, describe, expect, it } from 'vitest'
+import { afterAll, describe, expect, it, vi } from 'vitest'
 import type { Device } from '../../runtime/device/device.ts'
 import { openDevice } from '../../runtime/device/open.ts'
+import { WebGpuDevice } from '../../runtime/device/webgpu/device.ts'
 import { decode } from '../support/decoding.ts'
 import { testDevice } from '../support/device.ts'
 import { loadReference } from '../support/reference-llama.ts'
@@ -70,6 +71,21 @@ describe.each(GROUPS)('$name', ({ devices }) => {
       expect(each.bits.equals(one?.bits as Buffer)).toBe(true)
     }
   })
+})
+
+it('tp-invariant refuses a device that changes arithmetic beside one of another kind, on all ranks, and takes it alone', async () => {
+  const { siluMul } = WebGpuDevice.prototype
+  const changed = vi.spyOn(WebGpuDevice.prototype, 'siluMul').mockImplementation(function (this: WebGpuDevice, x, { out } = {}) {
+    return siluMul.call(this, x, out ? { out } : {})
+  })
+  try {
+    const told = decode(dir, prompt, 2, [cpu, gpu], invariant)
+    await expect(told).rejects.toMatchObject({ code: 'ERR_BACKEND_UNAVAILABLE', message: expect.stringContaining('Rank 1') })
+    await expect(told).rejects.toThrow('siluMul')
+    expect((await decode(dir, prompt, 2, [gpu, gpu], invariant)).length).toBe(2)
+  } finally {
+    changed.mockRestore()
+  }
 })
 
 const families = join(import.meta.dirname, '../fixtures/tiny-models')

@@ -30,8 +30,8 @@ export function decode(
   return launch({ ranks: devices.length, devices, timeoutMs: 60_000 }, async (context) => {
     const weights = await openWeights(folder)
     const capacity = prompt.length + count
-    using llama = await Llama.load(await readConfig(folder), weights, context, { capacity, maxTokens: 7, ...options })
-    await weights.close()
+    const loading = Llama.load(await readConfig(folder), weights, context, { capacity, maxTokens: 7, ...options })
+    using llama = await loading.finally(() => weights.close())
     const sampler = new Sampler()
     const steps: Float32Array[] = []
     const ids: number[] = []
