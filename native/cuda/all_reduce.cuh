@@ -1,10 +1,10 @@
 // out = x_0 + x_1 + ... + x_(ranks-1), the operands of all ranks, in three ways that give the same bits on every rank.
 //
-// Contract: partials add in float32, ranks ascending, and the sum is rounded to the element type once. In all ways a block works on a span
+// Contract: partials add in float32, ranks ascending, and the sum is rounded to the element type once, or, `rounded`, each sum of two is. In all ways a block works on a span
 // of its own, alike on all ranks, and waits only for the same block of the others. Any count; memory of elements may lie anywhere, 16-byte
 // aligned is faster. `out` may be this rank's operand.
 //
-//   kOneShot   operands are copied to the workspace, ranks meet, each reads all: one crossing, ranks * size read.
+//   kOneShot   operands are copied to the workspace, ranks meet, each reads the others': one crossing, (ranks - 1) * size read.
 //   kTwoShot   they meet, each adds its share of every span and writes it to all, they meet again: two crossings, 2 * size in all.
 //   kLamport   operands are sent to all as packets that say of themselves that they have arrived: one crossing and nothing to meet for.
 //
@@ -29,8 +29,8 @@ inline constexpr int kAtOnce = kMost < 8 ? kMost : 8;
 template <typename T, int kMost, Algorithm kAlgorithm, bool kOnce, typename Get, typename Join>
 class Exchange {
  public:
-  __device__ Exchange(const Peers& peers, bool shared, int64_t total, Get get, Join join)
-      : peers_(peers), shared_(shared), total_(total), get_(get), join_(join), now_(peers.Own()->progress) {}
+  __device__ Exchange(const Peers& peers, const Operands& in, int64_t total, Get get, Join join)
+      : peers_(peers), shared_(in.shared), rounded_(in.rounded), total_(total), get_(get), join_(join), now_(peers.state->progress) {}
 
   /** Hands on packets [first, end), by all threads of the block. False, on all of them, if a rank did not come. */
   __device__ bool Begin(int64_t first, int64_t end) {
@@ -57,7 +57,7 @@ class Exchange {
     return Meet(peers_, PointOf(now_.epoch, 1));
   }
 
-  /** The result of packet `at`, which `Begin` handed on, by the thread that works on it. False if a rank's part did not come. */
+  /** The result of packet `at`, which `Begin` handed on, by the thread that works on it; it may ask twice. False if a rank's part did not come. */
   __device__ bool Take(int64_t at, Packet& result) {
     if constexpr (kAlgorithm == Algorithm::kLamport) return Receive(at, result);
     result = kAlgorithm == Algorithm::kOneShot ? Read(at) : Load(peers_.Data(peers_.rank, now_.epoch) + at);
@@ -89,7 +89,10 @@ class Exchange {
         float value[kLanes<T>];
         Unpack<T>(part[r], value);
 #pragma unroll
-        for (int i = 0; i < kLanes<T>; i++) sum[i] = first + r == 0 ? value[i] : __fadd_rn(sum[i], value[i]);
+        for (int i = 0; i < kLanes<T>; i++) {
+          sum[i] = first + r == 0 ? value[i] : __fadd_rn(sum[i], value[i]);
+          if (rounded_) sum[i] = T::Widen(T::Round(sum[i]));
+        }
       }
     }
     result = join_(at, sum);
@@ -97,12 +100,15 @@ class Exchange {
   }
 
   __device__ Packet Read(int64_t at) {
-    Packet result;
+    Packet own{}, result;
+    if constexpr (!kOnce) own = get_(peers_.rank, at);
     Sum(at, result, [&](int first, Parts& part) {
 #pragma unroll
       for (int i = 0; i < kAtOnce<kMost>; i++) {
         const int r = first + i;
-        if (r < peers_.ranks) part[i] = !kOnce && shared_ ? get_(r, at) : Load(peers_.Data(r, now_.epoch) + at);
+        if (r >= peers_.ranks) continue;
+        if (!kOnce && r == peers_.rank) part[i] = own;
+        else part[i] = !kOnce && shared_ ? get_(r, at) : Load(peers_.Data(r, now_.epoch) + at);
       }
       return true;
     });
@@ -165,7 +171,7 @@ class Exchange {
   }
 
   const Peers& peers_;
-  const bool shared_;
+  const bool shared_, rounded_;
   const int64_t total_;
   Get get_;
   Join join_;
@@ -181,7 +187,7 @@ __device__ inline void AllReduce(const SumArgs& args) {
   const auto join = [](int64_t, const float(&sum)[kLanes<T>]) { return Pack<T>(sum); };
   const int64_t total = VectorsOf<T>(args.count);
   const int64_t first = FirstOf(total, blockIdx.x, gridDim.x), end = FirstOf(total, blockIdx.x + 1, gridDim.x);
-  Exchange<T, kMost, kAlgorithm, false, decltype(get), decltype(join)> exchange(peers, args.in.shared, total, get, join);
+  Exchange<T, kMost, kAlgorithm, false, decltype(get), decltype(join)> exchange(peers, args.in, total, get, join);
   if (!Open(peers) || !exchange.Begin(first, end)) return;
   for (int64_t at = first + threadIdx.x; at < end; at += blockDim.x) {
     Packet result;

@@ -1,7 +1,14 @@
 // Devices are shared by all threads of the process, whose engines are on one context each: pointers mean the same to all of them.
 #include "device.h"
 
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cerrno>
 #include <cstring>
+#include <fstream>
 #include <map>
 
 namespace rankmesh::cuda {
@@ -106,6 +113,74 @@ PinnedBlock::PinnedBlock(std::shared_ptr<Device> on, size_t size) : device(std::
 
 PinnedBlock::~PinnedBlock() {
   if (device->TryEnter()) device->driver.cuMemFreeHost(data);
+}
+
+std::string MachineName() {
+  std::string name;
+  std::getline(std::ifstream("/proc/sys/kernel/random/boot_id"), name);
+  char host[256] = {};
+  if (name.empty() && gethostname(host, sizeof host - 1) == 0) name = host;
+  return name;
+}
+
+SharedBlock::SharedBlock(std::shared_ptr<Device> on, size_t size) : device(std::move(on)) {
+  // Memory that is only promised would end the process at its first use.
+  file_ = memfd_create("rankmesh", MFD_CLOEXEC);
+  const int refused = file_ < 0 ? errno : posix_fallocate(file_, 0, static_cast<off_t>(size));
+  if (refused != 0) {
+    Drop();
+    throw CudaError(kOutOfMemory, std::to_string(size) + " bytes of memory of the system, for several devices: " + std::strerror(refused));
+  }
+  Map(size);
+}
+
+SharedBlock::SharedBlock(std::shared_ptr<Device> on, const SharedFile& shared, size_t size) : device(std::move(on)) {
+  const std::string name = "/proc/" + std::to_string(shared.process) + "/fd/" + std::to_string(shared.file);
+  file_ = open(name.c_str(), O_RDWR | O_CLOEXEC);
+  struct stat about {};
+  const int refused = file_ < 0 || fstat(file_, &about) != 0 ? errno : 0;
+  if (refused != 0 || about.st_ino != shared.inode || static_cast<size_t>(about.st_size) < size) {
+    Drop();
+    throw Unavailable("memory that process " + std::to_string(shared.process) + " shares cannot be opened: " +
+                      (refused != 0 ? std::strerror(refused) : "it is another file's"));
+  }
+  Map(size);
+}
+
+void SharedBlock::Map(size_t size) {
+  const Driver& driver = device->driver;
+  void* const mapped = mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_SHARED, file_, 0);
+  if (mapped == MAP_FAILED) {
+    Drop();
+    throw CudaError(kOutOfMemory, "a map of " + std::to_string(size) + " bytes");
+  }
+  bytes = size;
+  try {
+    device->Enter();
+    driver.Check(driver.cuMemHostRegister_v2(mapped, size, kHostPortable | kHostDeviceMap), "cuMemHostRegister of " + std::to_string(size) + " bytes");
+    host = static_cast<std::byte*>(mapped);
+    DevicePointer pointer = 0;
+    driver.Check(driver.cuMemHostGetDevicePointer_v2(&pointer, mapped, 0), "cuMemHostGetDevicePointer");
+    data = reinterpret_cast<std::byte*>(pointer);
+  } catch (...) {
+    if (!host) munmap(mapped, size);
+    Drop();
+    throw;
+  }
+}
+
+void SharedBlock::Drop() {
+  if (host && device->TryEnter()) device->driver.cuMemHostUnregister(host);
+  if (host) munmap(host, bytes);
+  if (file_ >= 0) close(file_);
+}
+
+SharedBlock::~SharedBlock() { Drop(); }
+
+SharedFile SharedBlock::Shared() const {
+  struct stat about {};
+  fstat(file_, &about);
+  return {getpid(), file_, about.st_ino};
 }
 
 ImportedBlock::ImportedBlock(std::shared_ptr<Device> on, const IpcHandle& handle, size_t size) : device(std::move(on)) {

@@ -75,6 +75,36 @@ struct PinnedBlock : engine::Block {
   const std::shared_ptr<Device> device;
 };
 
+/** Equal for processes of one machine, and for no others. */
+std::string MachineName();
+
+/** A file without a name, as other processes of the user on this machine find it while its owner has it. */
+struct SharedFile {
+  int64_t process;
+  int64_t file;
+  uint64_t inode;
+};
+
+/** Memory of the system in such a file, pinned: kernels of all devices that have the file use it. Each device maps it at a place of its own. */
+struct SharedBlock : engine::Block {
+  /** A new file of zeroes. Throws CudaError. */
+  SharedBlock(std::shared_ptr<Device> device, size_t bytes);
+  /** What another one has made. Throws CudaError, or Unavailable where it cannot be found. */
+  SharedBlock(std::shared_ptr<Device> device, const SharedFile& shared, size_t bytes);
+  SharedBlock(const SharedBlock&) = delete;
+  ~SharedBlock();
+  SharedFile Shared() const;
+  const std::shared_ptr<Device> device;
+  /** Where the host sees what kernels see at `data`. */
+  std::byte* host = nullptr;
+
+ private:
+  /** Gives back what there is where it fails. */
+  void Map(size_t size);
+  void Drop();
+  int file_ = -1;
+};
+
 /** Memory of another process. */
 struct ImportedBlock : engine::Block {
   ImportedBlock(std::shared_ptr<Device> device, const IpcHandle& handle, size_t bytes);

@@ -44,6 +44,8 @@ constexpr unsigned kEventTimed = 0;
 constexpr unsigned kEventUntimed = 2;
 /** Pinned memory that all devices may use. */
 constexpr unsigned kHostPortable = 1;
+/** Pinned memory that kernels use as well. */
+constexpr unsigned kHostDeviceMap = 2;
 constexpr unsigned kIpcLazyPeerAccess = 1;
 constexpr int kMaxDynamicSharedBytes = 8;
 /** Calls that others make meanwhile are not looked at. */
@@ -76,6 +78,9 @@ constexpr int kCaptureRelaxed = 2;
   F(cuMemFree_v2, (DevicePointer pointer))                                                                                                         \
   F(cuMemHostAlloc, (void** pointer, size_t bytes, unsigned flags))                                                                                \
   F(cuMemFreeHost, (void* pointer))                                                                                                                \
+  F(cuMemHostRegister_v2, (void* pointer, size_t bytes, unsigned flags))                                                                           \
+  F(cuMemHostUnregister, (void* pointer))                                                                                                          \
+  F(cuMemHostGetDevicePointer_v2, (DevicePointer * device_pointer, void* pointer, unsigned flags))                                                 \
   F(cuMemcpyAsync, (DevicePointer to, DevicePointer from, size_t bytes, StreamHandle stream))                                                      \
   F(cuMemsetD8Async, (DevicePointer to, unsigned char value, size_t bytes, StreamHandle stream))                                                   \
   F(cuIpcGetMemHandle, (IpcHandle * handle, DevicePointer pointer))                                                                                \

@@ -1,6 +1,7 @@
 // Memory is given back when events say that it is of no more use, since the driver's own way would wait for kernels, and kernels may wait for us.
 #include "engine.h"
 
+#include <atomic>
 #include <cstring>
 #include <random>
 #include <unordered_map>
@@ -8,7 +9,7 @@
 namespace rankmesh::cuda {
 namespace {
 
-constexpr char kMagic[8] = {'r', 'a', 'n', 'k', 'c', 'u', 'd', '1'};
+constexpr char kMagic[8] = {'r', 'a', 'n', 'k', 'c', 'u', 'd', '2'};
 
 uint64_t ThisProcess() {
   static const uint64_t number = [] {
@@ -87,6 +88,12 @@ uint32_t Engine::AllocateHost(size_t bytes) {
   return Keep(std::make_shared<PinnedBlock>(device_, bytes));
 }
 
+uint32_t Engine::AllocateShared(size_t bytes) {
+  device()->Enter();
+  Release(false);
+  return Keep(std::make_shared<SharedBlock>(device_, bytes));
+}
+
 void Engine::Free(uint32_t id) {
   const auto found = blocks.find(id);
   if (found == blocks.end()) return;
@@ -153,11 +160,17 @@ void Engine::Leave(std::shared_ptr<Stream> stream) {
 }
 
 Exported Engine::Export(uint32_t id) const {
+  Exported exported{};
+  std::memcpy(exported.magic, kMagic, sizeof kMagic);
+  if (const auto shared = std::dynamic_pointer_cast<SharedBlock>(Of(id))) {
+    exported.is_shared = 1;
+    exported.shared = shared->Shared();
+    exported.bytes = shared->bytes;
+    return exported;
+  }
   const auto block = std::dynamic_pointer_cast<DeviceBlock>(Of(id));
   if (!block) throw std::out_of_range("block " + std::to_string(id) + " is none of this device's own");
   device_->Enter();
-  Exported exported{};
-  std::memcpy(exported.magic, kMagic, sizeof kMagic);
   exported.process = ThisProcess();
   exported.device = device_->info.uuid;
   exported.bytes = block->bytes;
@@ -175,6 +188,7 @@ uint32_t Engine::Import(const Exported& exported) {
   if (std::memcmp(exported.magic, kMagic, sizeof kMagic) != 0) throw std::out_of_range("what is to be imported was not exported by this version");
   device_->Enter();
   Release(false);
+  if (exported.is_shared) return Keep(std::make_shared<SharedBlock>(device_, exported.shared, exported.bytes));
   int index = 0;
   while (index < driver.devices() && std::memcmp(InfoOf(driver, index).uuid.bytes, exported.device.bytes, sizeof(Uuid)) != 0) index++;
   const std::string from = index < driver.devices() ? "CUDA device " + std::to_string(index) : "a CUDA device that this process does not see";
@@ -206,15 +220,25 @@ bool Engine::CanAccessPeer(int index) const {
   return can != 0;
 }
 
-void Engine::Poke(std::byte* at, uint32_t word) {
-  const Driver& driver = device_->driver;
+void Engine::Poke(uint32_t id, size_t offset, uint32_t word) {
+  std::byte* const at = At(id, offset, sizeof word);
+  if (const auto shared = std::dynamic_pointer_cast<SharedBlock>(Of(id))) {
+    std::atomic_ref(*reinterpret_cast<uint32_t*>(shared->host + offset)).store(word, std::memory_order_release);
+    return;
+  }
+  const Driver& driver = device()->driver;
   device_->Enter();
   std::memcpy(word_->data, &word, sizeof word);
   driver.Check(driver.cuMemcpyAsync(PointerOf(at), PointerOf(word_->data), sizeof word, side_), "cuMemcpyAsync");
   driver.Check(driver.cuStreamSynchronize(side_), "cuStreamSynchronize");
 }
 
-void Engine::FillAtOnce(std::byte* at, size_t bytes, unsigned char value) {
+void Engine::FillAtOnce(uint32_t id, size_t offset, size_t bytes, unsigned char value) {
+  std::byte* const at = At(id, offset, bytes);
+  if (const auto shared = std::dynamic_pointer_cast<SharedBlock>(Of(id))) {
+    std::memset(shared->host + offset, value, bytes);
+    return;
+  }
   const Driver& driver = device()->driver;
   if (bytes == 0) return;
   device_->Enter();

@@ -13,6 +13,9 @@ namespace rankmesh::cuda {
 /** What another rank is given of a block, in this process or in another one. */
 struct Exported {
   char magic[8];
+  /** Memory of the system, of which there is `shared`; else of a device. */
+  uint64_t is_shared;
+  SharedFile shared;
   /** Of the process that exports, and of the export in it. */
   uint64_t process, number;
   Uuid device;
@@ -36,6 +39,7 @@ class Engine final : public engine::Registry {
   /** A number for new memory. Throws CudaError. */
   uint32_t Allocate(size_t bytes);
   uint32_t AllocateHost(size_t bytes);
+  uint32_t AllocateShared(size_t bytes);
   /** Takes memory back once what has been submitted has run. */
   void Free(uint32_t id);
   /** As Free, of anything that what has been submitted may use. */
@@ -65,10 +69,10 @@ class Engine final : public engine::Registry {
   uint32_t Import(const Exported& exported);
   bool CanAccessPeer(int index) const;
 
-  /** Writes 32 bits past all streams, by what copies, not by kernels: those may be waiting for it. */
-  void Poke(std::byte* at, uint32_t word);
+  /** Writes 32 bits past all streams, not by kernels: those may be waiting for it. */
+  void Poke(uint32_t id, size_t offset, uint32_t word);
   /** At once; waits until it is done. */
-  void FillAtOnce(std::byte* at, size_t bytes, unsigned char value);
+  void FillAtOnce(uint32_t id, size_t offset, size_t bytes, unsigned char value);
   size_t FreeBytes() const;
 
   /** Puts `from` piece by piece into pinned memory, which `use` gives to a stream and then records `used`. */

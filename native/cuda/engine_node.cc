@@ -78,6 +78,16 @@ Napi::Value AllocateHost(Napi::Env env, Engine& engine, Napi::Value byte_length)
   return result;
 }
 
+/** A failure is none of the device: it goes on without such memory. */
+uint32_t AllocateShared(Napi::Env env, Engine& engine, size_t bytes) {
+  try {
+    return engine.AllocateShared(bytes);
+  } catch (const CudaError& failed) {
+    if (failed.result == kOutOfMemory) throw Napi::RangeError::New(env, failed.what());
+    throw;
+  }
+}
+
 Napi::Value Measured(Napi::Env env, Stream& stream) {
   auto list = Napi::Array::New(env);
   for (const auto& [variant, times] : stream.Measured()) {
@@ -172,6 +182,7 @@ Napi::Value CreateCudaEngine(const Napi::CallbackInfo& info) {
   const auto add = [&](const char* name, auto call) { object.Set(name, Napi::Function::New(env, call, name)); };
   const DeviceInfo& device = engine->device()->info;
   Describe(object, device);
+  object.Set("machine", MachineName());
   object.Set("kernels", "sm_" + std::to_string(device.capability[0]) + std::to_string(device.capability[1]) + (engine->blas ? ", cuBLASLt" : ""));
   add("allocate", [engine](const Napi::CallbackInfo& info) {
     const size_t bytes = BytesOf(info[0], "byteLength", 1);
@@ -181,6 +192,12 @@ Napi::Value CreateCudaEngine(const Napi::CallbackInfo& info) {
     return result;
   });
   add("allocateHost", [engine](const Napi::CallbackInfo& info) { return AllocateHost(info.Env(), *engine, info[0]); });
+  add("allocateShared", [engine](const Napi::CallbackInfo& info) {
+    const size_t bytes = BytesOf(info[0], "byteLength", 1);
+    auto result = Napi::Object::New(info.Env());
+    result.Set("id", Guarded(info.Env(), [&] { return AllocateShared(info.Env(), *engine, bytes); }));
+    return result;
+  });
   add("free", [engine](const Napi::CallbackInfo& info) {
     // What views the buffer sees nothing from now on.
     if (info[1].IsArrayBuffer()) info[1].As<Napi::ArrayBuffer>().Detach();
@@ -196,12 +213,12 @@ Napi::Value CreateCudaEngine(const Napi::CallbackInfo& info) {
   });
   add("importMemory", [engine](const Napi::CallbackInfo& info) { return ImportMemory(info.Env(), *engine, info[0]); });
   add("poke", [engine](const Napi::CallbackInfo& info) {
-    Guarded(info.Env(), [&] { engine->Poke(engine->At(IdOf(info[0]), BytesOf(info[1], "offset"), 4), static_cast<uint32_t>(WordOf(info[2], "word"))); });
+    Guarded(info.Env(), [&] { engine->Poke(IdOf(info[0]), BytesOf(info[1], "offset"), static_cast<uint32_t>(WordOf(info[2], "word"))); });
   });
   add("fill", [engine](const Napi::CallbackInfo& info) {
     Guarded(info.Env(), [&] {
       const size_t bytes = BytesOf(info[2], "byteLength");
-      engine->FillAtOnce(engine->At(IdOf(info[0]), BytesOf(info[1], "offset"), bytes), bytes, static_cast<unsigned char>(IntegerOf(info[3], "value", 0, 255)));
+      engine->FillAtOnce(IdOf(info[0]), BytesOf(info[1], "offset"), bytes, static_cast<unsigned char>(IntegerOf(info[3], "value", 0, 255)));
     });
   });
   add("close", [engine](const Napi::CallbackInfo&) { engine->Close(); });

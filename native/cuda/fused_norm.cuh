@@ -2,7 +2,7 @@
 //
 // The fused all-reduce of a tensor-parallel decoder, in the three ways of all_reduce.cuh. Contract: partials add in float32, ranks
 // ascending, then the residual, then the bias, and h is rounded to the element type once; the norm is that of the rounded h, y is rounded
-// once, and what is quantised is the rounded y. Every step of the norm is a correctly rounded one, in an order that depends on n alone: a
+// once, and what is quantised is the rounded y. With `pre_gamma` a row of the sum is normed so itself before the residual comes, and rounded. Every step of the norm is a correctly rounded one, in an order that depends on n alone: a
 // row's bits do not depend on the other rows, on the number of blocks nor on the way. All ranks write all rows; two-shot exchanges h.
 //
 // Grid: any number of blocks up to kMaxBlocks, rows are dealt out in order; RowThreads threads. Rows of any size, multiples of 16 for
@@ -98,16 +98,30 @@ template <typename T, int kMost, Algorithm kAlgorithm, bool kQuantised, bool kOn
 __device__ inline void ReduceRows(const NormArgs& args, Get get) {
   const Peers& peers = args.peers;
   const int64_t n = args.n, vectors = VectorsOf<T>(n);
-  const Vectors<T> bias(args.bias, n);
+  const Vectors<T> bias(args.bias, n), pre_gamma(args.pre_gamma, n);
+  // Of the row: what is added up of the sum's squares before its norm is known, and its scale then.
+  float pre_squares = 0.0f, pre_scale = 0.0f;
+  bool pre = false;
   // Packets are counted in 32 bits, which divide faster.
   const auto row_of = [&](int64_t at) { return static_cast<int64_t>(static_cast<uint32_t>(at) / static_cast<uint32_t>(vectors)); };
   const auto get_at = [&](int r, int64_t at) {
     const int64_t row = row_of(at);
     return get(r, args.first + row, at - row * vectors);
   };
-  const auto join = [&](int64_t at, const float(&sum)[kLanes<T>]) {
+  const auto join = [&](int64_t at, float(&sum)[kLanes<T>]) {
     const int64_t row = row_of(at), i = at - row * vectors;
+    if (kQuantised && pre) {
+#pragma unroll
+      for (int k = 0; k < kLanes<T>; k++) pre_squares = __fmaf_rn(sum[k], sum[k], pre_squares);
+      return Packet{};
+    }
     if (kAlgorithm != Algorithm::kTwoShot && args.sum != nullptr) RowOf<T>(args.sum, args.first + row, n).Put(i, Pack<T>(sum));
+    if (kQuantised && args.pre_gamma != nullptr) {
+      float weight[kLanes<T>];
+      Unpack<T>(pre_gamma.Get(i), weight);
+#pragma unroll
+      for (int k = 0; k < kLanes<T>; k++) sum[k] = T::Widen(T::Round(__fmul_rn(__fmul_rn(sum[k], pre_scale), weight[k])));
+    }
     float s[kLanes<T>];
     Unpack<T>(RowOf<T>(args.residual_in, args.first + row, n).Get(i), s);
 #pragma unroll
@@ -121,7 +135,7 @@ __device__ inline void ReduceRows(const NormArgs& args, Get get) {
     return Pack<T>(s);
   };
   const int64_t first = FirstOf(args.rows, blockIdx.x, gridDim.x), end = FirstOf(args.rows, blockIdx.x + 1, gridDim.x);
-  Exchange<T, kMost, kAlgorithm, kOnce, decltype(get_at), decltype(join)> exchange(peers, args.in.shared, args.rows * vectors, get_at, join);
+  Exchange<T, kMost, kAlgorithm, kOnce, decltype(get_at), decltype(join)> exchange(peers, args.in, args.rows * vectors, get_at, join);
   if (!Open(peers) || !exchange.Begin(first * vectors, end * vectors)) return;
   BlockReduce reduce;
   for (int64_t row = first; row < end; row++) {
@@ -129,6 +143,16 @@ __device__ inline void ReduceRows(const NormArgs& args, Get get) {
     Packet mine{};
     float squares = 0.0f;
     bool missing = false;
+    if (kQuantised && args.pre_gamma != nullptr) {
+      pre = true, pre_squares = 0.0f;
+      for (int64_t i = threadIdx.x; i < vectors && !missing; i += blockDim.x) {
+        Packet nothing;
+        missing = !exchange.Take(row * vectors + i, nothing);
+      }
+      pre_scale = RowScale(reduce.Sum(pre_squares, missing), n, args.eps);
+      if (reduce.voted()) return;
+      pre = false;
+    }
     for (int64_t i = threadIdx.x; i < vectors; i += blockDim.x) {
       Packet packet;
       missing = !exchange.Take(row * vectors + i, packet);
@@ -149,7 +173,7 @@ __device__ inline void ReduceRows(const NormArgs& args, Get get) {
   exchange.End();
 }
 
-/** At most kMost ranks. kQuantised: there may be codes to write. */
+/** At most kMost ranks. kQuantised: there may be codes to write, and a norm before the residual. */
 template <typename T, int kMost, Algorithm kAlgorithm, bool kQuantised>
 __device__ inline void AllReduceNorm(const NormArgs& args) {
   ReduceRows<T, kMost, kAlgorithm, kQuantised, false>(

@@ -1,14 +1,14 @@
 // What the kernels of collectives over peers' memory are given, for them and for the host code that launches them; and the memory that a rank
 // brings, where its parts lie, and what a kernel is told of all ranks' memories.
 //
-// One piece of device memory a rank, of the same size and layout on all of them, readable and writable by all. It lasts from call to call;
-// kernels keep its state themselves, so a captured graph may be replayed. Before the first call, and after a failed one once no rank's
-// kernel runs any more, everything before `lamport` is 0 and everything from there on is 0xff.
+// One piece of memory a rank, of the same size and layout on all of them, readable and writable by all: of its device, or, where devices do not
+// reach each other's, pinned memory of the host. It lasts from call to call; kernels keep its state themselves, in memory of their own device, so
+// a captured graph may be replayed. Before the first call, and after a failed one once no rank's kernel runs any more, the state and everything
+// before `lamport` is 0 and everything from there on is 0xff.
 //
 //   flags      uint64 [kMaxBlocks][kMaxRanks]   how far block b of rank r has come; written by rank r
 //   alarm      uint32                           not 0: waits end at once; written by any rank or by the host
 //   left       uint32 [kMaxRanks]               not 0: that rank's kernels have all ended; between hosts alone
-//   state      State                            of this rank alone; `status` is for the host
 //   data       2 x data_bytes                   operands, taken in turn
 //   lamport    3 x lamport_bytes                packets of all ranks, taken in turn; a word of ones has not arrived
 #pragma once
@@ -45,6 +45,7 @@ struct Progress {
   uint32_t turn;
 };
 
+/** Of one rank, on its device. */
 struct State {
   Progress progress;
   /** Blocks of this call that have read it. */
@@ -54,9 +55,8 @@ struct State {
 };
 
 constexpr size_t kAlarmAt = sizeof(uint64_t) * kMaxBlocks * kMaxRanks;
-constexpr size_t kStateAt = kAlarmAt + 128;
-constexpr size_t kDataAt = kStateAt + 128;
-static_assert(sizeof(State) <= 128 && kDataAt % 128 == 0);
+constexpr size_t kDataAt = kAlarmAt + 128;
+static_assert(kDataAt % 128 == 0);
 
 /** Sizes are multiples of 128 bytes. */
 struct Sizes {
@@ -100,10 +100,11 @@ struct Peers {
   uint64_t limit;
   /** Memory of the host where this rank's kernels write the status as well, or null: who has work under way looks there. */
   uint32_t* told;
+  /** This rank's. */
+  State* state;
 
   RANKMESH_BOTH uint64_t* Flag(int of, int block, int by) const { return reinterpret_cast<uint64_t*>(memory[of]) + block * kMaxRanks + by; }
   RANKMESH_BOTH uint32_t* Alarm(int of) const { return reinterpret_cast<uint32_t*>(memory[of] + kAlarmAt); }
-  RANKMESH_BOTH State* Own() const { return reinterpret_cast<State*>(memory[rank] + kStateAt); }
   /** The operand of rank `of` in the call after `epoch` others. */
   RANKMESH_BOTH Packet* Data(int of, uint64_t epoch) const {
     return reinterpret_cast<Packet*>(memory[of] + kDataAt + (epoch & 1) * sizes.data_bytes);
@@ -120,6 +121,8 @@ enum class Algorithm { kOneShot, kTwoShot, kLamport };
 struct Operands {
   const void* of[kMaxRanks];
   bool shared;
+  /** Each sum of two is rounded to the element type, rather than the last one alone. */
+  bool rounded;
 };
 
 struct SumArgs {
@@ -172,6 +175,8 @@ struct NormArgs {
   /** 1 for models that store gamma - 1. */
   float weight_bias;
   QuantArgs quant;
+  /** [n], or null: rows of the sum are normed, weighted by it and rounded before the residual is added. Not by kTwoShot. */
+  const void* pre_gamma;
 };
 
 /** The numbers are those of TYPE in runtime/device/engine/commands.ts. */
@@ -203,13 +208,16 @@ struct GatherArgs {
   const void* in;
   /** Null where this rank wants no result. */
   void* out;
-  /** In units: a rank's row, and where it begins in a row of the result. */
+  /** In units: a rank's row; of it, what this rank wants, from column `from` on; and where that begins in a row of the result. */
   int64_t row[kMaxRanks];
+  int64_t from[kMaxRanks];
+  int64_t width[kMaxRanks];
   int64_t start[kMaxRanks];
   /** The span of this launch; `count` units of a rank fit in the workspace. */
   int64_t first[kMaxRanks];
   int64_t count[kMaxRanks];
-  /** Units of a row of the result. */
+  /** Units from row to row of this rank's operand, and of the result. */
+  int64_t in_pitch;
   int64_t pitch;
 };
 

@@ -1,5 +1,6 @@
 // Reads the words of the peers' commands. All begin alike: way, blocks, ranks, rank, bytes of an operand and of a third of packets in the
-// workspaces, nanoseconds that a wait may take. All operands come last: the ranks' workspaces, where the host is told, and the others.
+// workspaces, nanoseconds that a wait may take. All operands come last: the ranks' workspaces, this rank's state, where the host is told, and the
+// others.
 #include "peer_commands.h"
 
 #include <algorithm>
@@ -67,6 +68,7 @@ class Placing {
 
   void Workspaces(Peers& peers) {
     for (int r = 0; r < peers.ranks; r++) peers.memory[r] = Place(static_cast<double>(WorkspaceBytes(peers.sizes)), 128);
+    peers.state = reinterpret_cast<State*>(Place(sizeof(State), alignof(State)));
     peers.told = reinterpret_cast<uint32_t*>(Place(4, 4));
   }
 
@@ -96,16 +98,18 @@ void CheckFits(const Reader& reader, const Head& head, double rows, double n, do
   if (bytes * (packets ? head.peers.ranks : 1) > room) reader.Fail("more than the workspaces hold");
 }
 
-/** ..., count; type; workspaces, told, x, y */
+/** ..., count; type; rounded; workspaces, state, told, x, y */
 void ReadReduce(Reader& reader, engine::Command& command) {
   Head head = ReadHead(reader, true);
   const double count = reader.Size(), size = reader.Float();
+  const bool rounded = reader.Size(1) != 0;
   CheckFits(reader, head, 1, count, size);
   Placing operands(reader, command);
   SumArgs args{};
   operands.Workspaces(head.peers);
   args.peers = head.peers;
   args.in.of[head.peers.rank] = operands.Place(count * size, size);
+  args.in.rounded = rounded;
   args.out = operands.Place(count * size, size);
   args.count = static_cast<int64_t>(count);
   const int threads = ThreadsFor(PacketsOf(args.count, static_cast<int64_t>(size)), head.blocks);
@@ -134,11 +138,11 @@ CodeBytes BytesOfCodes(const QuantArgs& quant, double rows, double n) {
   return {0, 0};
 }
 
-/** What follows the head of a norm: rows, first, all, n; type; eps, weight bias; quant, layout, factor, group, pad; has bias, y, sum */
+/** What follows the head of a norm: rows, first, all, n; type; eps, weight bias; quant, layout, factor, group, pad; has bias, y, sum, pre; rounded */
 struct Rows {
   NormArgs args{};
   double size;
-  bool bias, out, sum;
+  bool bias, out, sum, pre;
 };
 
 Rows ReadRows(Reader& reader, const Head& head) {
@@ -163,11 +167,12 @@ Rows ReadRows(Reader& reader, const Head& head) {
   quant.group = static_cast<int>(std::max(group, 1.0));
   quant.pad = reader.Size(1) != 0;
   rows.bias = reader.Size(1) != 0, rows.out = reader.Size(1) != 0, rows.sum = reader.Size(1) != 0;
-  if (rows.sum && head.way == Algorithm::kTwoShot) reader.Fail("a sum that its way does not write");
+  rows.pre = reader.Size(1) != 0, args.in.rounded = reader.Size(1) != 0;
+  if ((rows.sum || rows.pre) && head.way == Algorithm::kTwoShot) reader.Fail("a sum that its way does not have");
   return rows;
 }
 
-/** residual, h, weight, bias, y, sum, codes, scales */
+/** residual, h, weight, bias, y, sum, codes, scales, pre */
 void PlaceRows(Placing& operands, Rows& rows) {
   NormArgs& args = rows.args;
   const double n = static_cast<double>(args.n), all = static_cast<double>(args.all), bytes = all * n * rows.size;
@@ -182,9 +187,10 @@ void PlaceRows(Placing& operands, Rows& rows) {
   args.quant.codes = reinterpret_cast<uint8_t*>(operands.Place(sizes.codes, 1, codes));
   const double alignment = args.quant.quant == Quant::kFp8Rows ? 4 : 1;
   args.quant.scales = reinterpret_cast<uint8_t*>(operands.Place(sizes.scales, alignment, codes && sizes.scales > 0));
+  args.pre_gamma = operands.Place(n * rows.size, rows.size, rows.pre);
 }
 
-/** ..., rows; workspaces, told, x, rows' operands */
+/** ..., rows; workspaces, state, told, x, rows' operands */
 void ReadNorm(Reader& reader, engine::Command& command) {
   Head head = ReadHead(reader, true);
   Rows rows = ReadRows(reader, head);
@@ -194,12 +200,12 @@ void ReadNorm(Reader& reader, engine::Command& command) {
   args.peers = head.peers;
   args.in.of[head.peers.rank] = operands.Place(static_cast<double>(args.all * args.n) * rows.size, rows.size);
   PlaceRows(operands, rows);
-  const Names& names = args.quant.quant == Quant::kNone ? kPlain : kQuant;
+  const Names& names = args.quant.quant == Quant::kNone && !rows.pre ? kPlain : kQuant;
   const int threads = RowThreads(args.n, static_cast<int64_t>(rows.size));
   operands.Kernel(head.Of(names, command.call.types[0]), head.blocks, threads, args);
 }
 
-/** ..., rows; expert rows, k; routed; type of scale; has scale, index, shared; workspaces, told, rows, scale, index, shared, rows' operands */
+/** ..., rows; expert rows, k; routed; type of scale; has scale, index, shared; workspaces, state, told, rows, scale, index, shared, rows' operands */
 void ReadMoe(Reader& reader, engine::Command& command) {
   Head head = ReadHead(reader, false);
   Rows rows = ReadRows(reader, head);
@@ -210,6 +216,7 @@ void ReadMoe(Reader& reader, engine::Command& command) {
   const double scale_size = reader.Float();
   const bool has_scale = reader.Size(1) != 0, has_index = reader.Size(1) != 0, has_shared = reader.Size(1) != 0;
   const double all = static_cast<double>(rows.args.all), n = static_cast<double>(rows.args.n);
+  if (rows.pre) reader.Fail("a norm that its kernel does not know");
   if (!has_index && count != k * all) reader.Fail("experts without an index, whose rows are not one for each token");
   Placing operands(reader, command);
   operands.Workspaces(head.peers);
@@ -226,28 +233,33 @@ void ReadMoe(Reader& reader, engine::Command& command) {
   operands.Kernel(head.Of(kMoe, command.call.types[0]), head.blocks, threads, args);
 }
 
-/** ..., rows, unit, pitch; of each rank row, first, count; has y; workspaces, told, x, y */
+/** ..., rows, unit, pitch of x and of y; of each rank row, first, count, from, width, start; has y; workspaces, state, told, x, y */
 void ReadGather(Reader& reader, engine::Command& command) {
   Head head = ReadHead(reader, false);
   GatherArgs args{};
-  const double rows = reader.Size(), unit = reader.Size(kPacket), pitch = reader.Size();
+  const double rows = reader.Size(), unit = reader.Size(kPacket), in_pitch = reader.Size(), pitch = reader.Size();
   if (unit != 16 && unit != 4 && unit != 1) reader.Fail("a unit that is none");
-  double start = 0, most = 0;
+  double end = 0, most = 0;
   for (int r = 0; r < head.peers.ranks; r++) {
-    const double row = reader.Size(), first = reader.Size(), count = reader.Size();
+    const double row = reader.Size(), first = reader.Size(), count = reader.Size(), from = reader.Size(), width = reader.Size(), start = reader.Size();
     if (first + count > rows * row || count * unit > static_cast<double>(head.peers.sizes.data_bytes)) reader.Fail("a span that is not there");
+    if (from + width > row) reader.Fail("columns that are not there");
     args.row[r] = static_cast<int64_t>(row), args.start[r] = static_cast<int64_t>(start);
     args.first[r] = static_cast<int64_t>(first), args.count[r] = static_cast<int64_t>(count);
-    start += row, most = std::max(most, count);
+    args.from[r] = static_cast<int64_t>(from), args.width[r] = static_cast<int64_t>(width);
+    if (width > 0) end = std::max(end, start + width);
+    most = std::max(most, count);
   }
-  if (start > pitch || rows * pitch * unit > Reader::kMost) reader.Fail("rows that are wider than their pitch");
+  const double own = static_cast<double>(args.row[head.peers.rank]), gaps = std::max(rows - 1, 0.0);
+  if (in_pitch < own || (gaps * std::max(in_pitch, pitch) + end + own) * unit > Reader::kMost) reader.Fail("rows that do not fit");
   const bool wanted = reader.Size(1) != 0;
   Placing operands(reader, command);
   operands.Workspaces(head.peers);
   args.peers = head.peers;
-  args.pitch = static_cast<int64_t>(pitch);
-  args.in = operands.Place(rows * static_cast<double>(args.row[head.peers.rank]) * unit, 1);
-  args.out = operands.Place(rows * pitch * unit, 1, wanted);
+  args.in_pitch = static_cast<int64_t>(in_pitch), args.pitch = static_cast<int64_t>(pitch);
+  const bool brings = rows > 0 && own > 0, gets = rows > 0 && end > 0;
+  args.in = operands.Place(brings ? (gaps * in_pitch + own) * unit : 0, 1);
+  args.out = operands.Place(gets ? (gaps * pitch + end) * unit : 0, 1, wanted);
   const char* const name = unit == 16 ? "peer_gather_16" : unit == 4 ? "peer_gather_4" : "peer_gather_1";
   operands.Kernel(name, head.blocks, ThreadsFor(static_cast<int64_t>(most), head.blocks), args);
 }

@@ -10,7 +10,7 @@ namespace rankmesh::cuda {
 
 /** Writes down why this rank gives up: bits of a status. Any thread. */
 __device__ inline void Report(const Peers& peers, uint32_t bits) {
-  const uint32_t all = SetBits(&peers.Own()->status, bits) | bits;
+  const uint32_t all = SetBits(&peers.state->status, bits) | bits;
   if (peers.told != nullptr) StoreRelaxed(peers.told, all);
   if (!(bits & kExpired)) return;
   for (int r = 0; r < peers.ranks; r++) {
@@ -47,7 +47,7 @@ __device__ inline bool Open(const Peers& peers) {
   if (threadIdx.x == 0) {
     const uint32_t alarm = LoadRelaxed(peers.Alarm(peers.rank));
     if (alarm != 0) Report(peers, alarm);
-    broken = alarm | LoadRelaxed(&peers.Own()->status);
+    broken = alarm | LoadRelaxed(&peers.state->status);
   }
   return __syncthreads_or(broken != 0) == 0;
 }
@@ -81,7 +81,7 @@ __device__ inline bool Meet(const Peers& peers, uint64_t point) {
  */
 __device__ inline void Advance(const Peers& peers, const Progress& next) {
   if (threadIdx.x + 1 < blockDim.x) return;  // the first threads have flags to look after
-  State* const state = peers.Own();
+  State* const state = peers.state;
   if (CountUp(&state->done) + 1 < gridDim.x) return;
   state->done = 0;
   state->progress = next;

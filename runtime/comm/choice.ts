@@ -5,24 +5,32 @@ import type { Device } from '../device/device.ts'
 import { EngineDevice } from '../device/engine/device.ts'
 import { WebGpuDevice } from '../device/webgpu/device.ts'
 import { CudaComm } from './cuda/comm.ts'
-import { type Reach, reachOf } from './cuda/reach.ts'
+import { type Home, type Reach, reachOf } from './cuda/reach.ts'
 import type { DeviceComm } from './device-comm.ts'
 import { EngineComm } from './engine/comm.ts'
 import { type GroupHost, type HostComm, LocalHostComm } from './host.ts'
 import { NcclComm, type NcclReach, ncclReachOf } from './nccl/comm.ts'
 import { StagedComm } from './staged/comm.ts'
+import type { Joining } from './staged/joining.ts'
 import { debug } from './webgpu/choose.ts'
 import { WebGpuComm } from './webgpu/comm.ts'
 import { WireHostComm } from './wire-host.ts'
 
 /**
- * `hybrid` is for ranks on devices of any kind, together; `cpu` the same for ranks on the CPU alone; `cuda-ipc` for ranks on CUDA devices that can
- * use each other's memory; `nccl` for ranks on a CUDA device each, on one machine or several.
+ * `hybrid` is for ranks on devices of any kind, together; `cpu` the same for ranks on the CPU alone; `cuda-ipc` for ranks on CUDA devices of one
+ * machine; `nccl` for ranks on a CUDA device each, on one machine or several.
  */
 export type DeviceBackend = 'webgpu' | 'cpu' | 'hybrid' | 'cuda-ipc' | 'nccl'
 
+/** What a rank joins with, and, for `cuda-ipc`, where the memory lies that all ranks use; absent: on the devices where they reach each other's. */
+export interface DeviceCommOptions {
+  host: HostComm
+  device: Device
+  memory?: Home
+}
+
 /** Makes this rank's DeviceComm; all ranks of `host` call it. @throws ERR_BACKEND_UNAVAILABLE for a backend that is not built. */
-export async function createDeviceComm(backend: DeviceBackend, { host, device }: { host: HostComm; device: Device }): Promise<DeviceComm> {
+export async function createDeviceComm(backend: DeviceBackend, { host, device, memory }: DeviceCommOptions): Promise<DeviceComm> {
   if (!BACKENDS.includes(backend)) {
     throw new BackendUnavailableError(`Device backend '${backend}' is not built; this version has ${BACKENDS.join(', ')}`)
   }
@@ -31,12 +39,12 @@ export async function createDeviceComm(backend: DeviceBackend, { host, device }:
     if (!(device instanceof WebGpuDevice)) throw invalidArgument('device', 'a WebGPU device', device)
     return WebGpuComm.create(group, device)
   }
-  if (backend === 'cuda-ipc') return CudaComm.create(group, device)
+  if (backend === 'cuda-ipc') return CudaComm.create(group, device, { memory })
   if (backend === 'nccl') return NcclComm.create(group, device)
   if (!(device instanceof EngineDevice || (backend === 'hybrid' && device instanceof WebGpuDevice))) {
     throw invalidArgument('device', backend === 'cpu' ? 'a CPU device' : 'a device from openDevice', device)
   }
-  return backend === 'cpu' ? commFor(host, device) : StagedComm.create(group, device)
+  return commFor(host, device, backend === 'hybrid')
 }
 
 const BACKENDS: readonly DeviceBackend[] = ['webgpu', 'cpu', 'hybrid', 'cuda-ipc', 'nccl']
@@ -52,22 +60,22 @@ interface DeviceOutline {
 
 /**
  * As createDeviceComm, with the backend that suits all the group's devices: WebGPU's or an engine's where they are of that kind alone; kernels over
- * peers' memory where CUDA devices can use that, else NCCL where all ranks have it.
+ * memory that all have where CUDA devices are of one machine, else NCCL where all ranks have it. `hybrid`: through the host's memory, whatever they are.
  */
-export async function commFor(host: HostComm, device: Device): Promise<DeviceComm> {
+export async function commFor(host: HostComm, device: Device, hybrid: boolean = false): Promise<DeviceComm> {
   const group = groupHostOf(host, 'chosen')
   if (!(device instanceof WebGpuDevice || device instanceof EngineDevice))
     throw invalidArgument('device', 'a device from openDevice', device)
   const outline = (one: Device): DeviceOutline => ({ kind: one.kind, adapter: one.description, reach: reach(one), nccl: ncclReach(one) })
   const complete = (devices: Device[]): MakeComm[] => {
-    const make = makerOf(group, devices)
+    const make = hybrid ? stagedMakerOf(group, devices) : makerOf(group, devices)
     return devices.map(() => make)
   }
-  const make = await group.meet('createDeviceComm()', { payload: device }, complete, {}, outline)
+  const make = await group.meet(`createDeviceComm(${hybrid ? 'hybrid' : ''})`, { payload: device }, complete, {}, outline)
   return make(group, device)
 }
 
-type MakeComm = (host: GroupHost, device: Device) => DeviceComm | Promise<DeviceComm>
+type MakeComm = (host: GroupHost, device: Device) => Promise<DeviceComm>
 
 /** Null of devices of other kinds. */
 function reach(device: Device | DeviceOutline): Reach | null {
@@ -80,16 +88,30 @@ function ncclReach(device: Device | DeviceOutline): NcclReach | null {
   return device instanceof CudaDevice ? ncclReachOf(device) : null
 }
 
-/** As `create`, or, where a driver or a library then refuses that on some rank, through the host's memory. */
-function unlessRefused(create: (host: GroupHost, device: Device) => Promise<DeviceComm>): MakeComm {
-  return async (host, device) => {
-    try {
-      return await create(host, device)
-    } catch (error) {
-      if (!(error instanceof BackendUnavailableError)) throw error
-      debug(`${error.message}; collectives go through the host's memory`)
-      return StagedComm.create(host, device)
-    }
+/** Kinds of groups that exchange nothing through the host's memory, and how a rank joins one. */
+const TRANSPORTS = {
+  engine: EngineComm,
+  cuda: CudaComm,
+  nccl: NcclComm,
+} satisfies Record<string, { create(host: GroupHost, device: Device): Promise<DeviceComm> }>
+
+/** The one for ranks with these devices; null where there is none. */
+function transportOf(group: GroupHost, devices: readonly (Device | DeviceOutline)[]): keyof typeof TRANSPORTS | null {
+  if (EngineComm.joins(group, devices)) return 'engine'
+  const reaches = devices.map(reach)
+  if (reaches.every((one) => one !== null) && CudaComm.obstacle(reaches) === null) return 'cuda'
+  const libraries = devices.map(ncclReach)
+  return libraries.every((one) => one !== null) && NcclComm.obstacle(libraries) === null ? 'nccl' : null
+}
+
+/** This rank's part in such a group; null where a driver or a library then refuses it on some rank. */
+async function joinedBy(transport: keyof typeof TRANSPORTS, host: GroupHost, device: Device): Promise<DeviceComm | null> {
+  try {
+    return await TRANSPORTS[transport].create(host, device)
+  } catch (error) {
+    if (!(error instanceof BackendUnavailableError)) throw error
+    debug(`${error.message}; collectives go through the host's memory`)
+    return null
   }
 }
 
@@ -97,20 +119,46 @@ function unlessRefused(create: (host: GroupHost, device: Device) => Promise<Devi
 function makerOf(group: GroupHost, devices: readonly Device[]): MakeComm {
   if (devices.every(({ kind }) => kind === 'webgpu')) {
     const common = WebGpuComm.commonOf(group, devices as readonly WebGpuDevice[])
-    return (host, device) => new WebGpuComm(host, device as WebGpuDevice, common)
+    return async (host, device) => new WebGpuComm(host, device as WebGpuDevice, common)
   }
   if (EngineComm.joins(group, devices)) {
     const common = EngineComm.commonOf(group, devices)
-    return (host, device) => new EngineComm(host, device, common)
+    return async (host, device) => new EngineComm(host, device, common)
   }
-  const reaches = devices.map(reach)
-  if (reaches.every((one) => one !== null) && CudaComm.obstacle(reaches) === null)
-    return unlessRefused((host, device) => CudaComm.create(host, device))
-  const libraries = devices.map(ncclReach)
-  if (libraries.every((one) => one !== null) && NcclComm.obstacle(libraries) === null)
-    return unlessRefused((host, device) => NcclComm.create(host, device))
-  const common = StagedComm.commonOf(group, devices)
-  return (host, device) => new StagedComm(host, device, common)
+  const transport = transportOf(group, devices)
+  if (transport === null) return stagedMakerOf(group, devices)
+  return async (host, device) => (await joinedBy(transport, host, device)) ?? StagedComm.create(host, device)
+}
+
+/** As `makerOf`, through the host's memory; CUDA ranks of which a transport joins some, but not all, are sites of it. */
+function stagedMakerOf(group: GroupHost, devices: readonly Device[]): MakeComm {
+  const sets = joinedSets(group, devices).filter(({ length }) => length > 1 && length < devices.length)
+  if (sets.length === 0) {
+    const common = StagedComm.commonOf(group, devices)
+    return async (host, device) => new StagedComm(host, device, common)
+  }
+  const create = (host: GroupHost, device: Device): Promise<StagedComm> => commFor(host, device, true) as Promise<StagedComm>
+  const join: Joining['join'] = (host, view) => {
+    const ranks = sets.find((set) => set.some((rank) => group.members[rank] === host.members[0])) as number[]
+    return joinedBy(transportOf(group, of(devices, ranks)) as keyof typeof TRANSPORTS, host, view)
+  }
+  return (host, device) => StagedComm.joined(host, device, { sets, join, create })
+}
+
+/** CUDA ranks that a transport joins: each with the first others that it can be joined with. */
+function joinedSets(group: GroupHost, devices: readonly Device[]): number[][] {
+  const sets: number[][] = []
+  for (const [rank, { kind }] of devices.entries()) {
+    if (kind !== 'cuda') continue
+    const set = sets.find((ranks) => transportOf(group, of(devices, [...ranks, rank])) !== null)
+    if (set) set.push(rank)
+    else sets.push([rank])
+  }
+  return sets
+}
+
+function of(devices: readonly Device[], ranks: readonly number[]): Device[] {
+  return ranks.map((rank) => devices[rank] as Device)
 }
 
 function groupHostOf(host: HostComm, backend: string): LocalHostComm | WireHostComm {

@@ -157,8 +157,15 @@ export interface CudaDeviceInfo {
  * Used by the thread that made it.
  */
 export interface CudaEngine extends Engine, CudaDeviceInfo {
+  /** Names the machine: the same in all processes there, and nowhere else. */
+  machine: string
   allocateHost(byteLength: number): { id: number; buffer: ArrayBuffer }
-  /** What another rank needs to import the block, in whatever thread or process of this machine. */
+  /**
+   * Pinned memory of the system, of zeroes, that kernels of this device use, and those of all devices of the machine that import it, whether they
+   * reach each other or not. @throws RangeError where there is none left, Error where the driver does not take it.
+   */
+  allocateShared(byteLength: number): { id: number }
+  /** What another rank needs to import the block, of this device's own or shared memory, in whatever thread or process of this machine. */
   exportMemory(id: number): Uint8Array<ArrayBuffer>
   /** Another rank's block, as one of this engine; `free` lets go of it. @throws where the devices cannot access each other, with the driver's text. */
   importMemory(exported: Uint8Array): { id: number; byteLength: number }

@@ -20,6 +20,7 @@ type Ranks = { name: string; run<T>(main: (rank: { rank: number; comm: Communica
 const GROUPS: readonly Ranks[] = [
   { name: 'in one thread', run: (main) => launch({ ranks: 2, devices: [a, b] }, main) },
   { name: 'that share no thread', run: (main) => overPeers([a, b], main) },
+  { name: 'that share no thread, over pinned memory', run: (main) => overPeers([a, b], main, { memory: 'pinned' }) },
 ]
 
 const WIDTH = 100

@@ -17,7 +17,7 @@ const devices: Device[] = await Promise.all(cudaDevices().map(({ open }) => open
 afterAll(() => {
   for (const device of devices) device.dispose()
 })
-afterEach(() => control.plant('delay 1 0'))
+afterEach(() => control.plant('delay 1 0;peers 1'))
 const start = seed()
 
 /** The line that rank 0 writes. */
@@ -43,6 +43,16 @@ describe.skipIf(absent !== '')(`two processes (seed ${start})${absent}`, () => {
     const found = await run<Found>('collectives', { devices: names, start })
     expect(found.about).toContain('by kernels over')
     expect({ ...found, about: '' }).toEqual({ ...local, about: '', crossings: 0 })
+  })
+
+  it('on devices that do not reach each other find the same bits, by kernels over pinned memory', async () => {
+    const [local] = await launch({ ranks: 2, devices }, (context) => collectives(context, start))
+    control.plant('peers 0')
+    const found = await run<Found>('collectives', { devices: ['cuda:0', 'cuda:1'], start })
+    expect(found.about).toContain('by kernels over pinned memory')
+    expect({ ...found, about: '' }).toEqual({ ...local, about: '', crossings: 0 })
+    control.plant('delay 1 600000000')
+    expect(await run('orphan', { devices: ['cuda:0', 'cuda:1'], start })).toEqual({ code: 'ERR_RANK_FAILED', rank: 1 })
   })
 
   it('a process that dies while the other one waits for its kernel is named', async () => {

@@ -16,6 +16,7 @@ type Run = <T>(main: (context: RankContext) => Promise<T>) => Promise<T[]>
 const GROUPS: readonly { name: string; run: Run }[] = [
   { name: 'in one thread', run: (main) => launch({ ranks: 2, devices: [a, b] }, main) },
   { name: 'that share no thread', run: (main) => overPeers([a, b], main) },
+  { name: 'that share no thread, over pinned memory', run: (main) => overPeers([a, b], main, { memory: 'pinned' }) },
   { name: 'that share no thread, on one device', run: (main) => overPeers([a, a, a], main) },
 ]
 

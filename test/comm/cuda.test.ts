@@ -14,7 +14,7 @@ import { control, cudaDevices, reason } from '../support/cuda.ts'
 import { errorOf } from '../support/outcomes.ts'
 import { Random, seed } from '../support/random.ts'
 import { allCases, conformance, type GroupKind, groupOf, shareOf } from './conformance.ts'
-import { overPeers, SMALL } from './cuda-ranks.ts'
+import { overPeers, registered, SMALL } from './cuda-ranks.ts'
 
 const [a, b] = (await Promise.all(cudaDevices().map(({ open }) => open()))) as CudaDevice[]
 const cpu = await openDevice('cpu')
@@ -63,7 +63,7 @@ describe.skipIf(reason !== '')(`ranks of one thread that share a device, by kern
       const place = Array<number>(ranks).fill(0)
       const group = groupOf({ place, random: new Random(start), share: shareOf(dealing, ranks) }, (main) =>
         launch({ ranks, devices: [first], timeoutMs: 20_000 }, async (context) => {
-          const peers = await CudaComm.create(context.host as GroupHost, context.device, SMALL)
+          const peers = await CudaComm.create(context.host as GroupHost, context.device, { room: SMALL })
           const comm = new Communicator(context.host, peers, context.device)
           const result = await main({ ...context, comm })
           comm.destroy()
@@ -79,7 +79,7 @@ describe.skipIf(reason !== '')(`the choice for CUDA ranks${reason}`, () => {
   it.each([
     [[0, 0], 'reductions on-device'],
     [[0, 1], "reductions by kernels over the devices' memory"],
-    [[0, 1, 0], 'reductions in host memory'],
+    [[0, 1, 0], "reductions by kernels over the devices' memory"],
     [[0, 2], 'reductions in host memory'],
   ])('devices %j: %s', async (place, wanted) => {
     const devices = place.map((index) => [first, second, cpu][index] as Device)
@@ -87,29 +87,47 @@ describe.skipIf(reason !== '')(`the choice for CUDA ranks${reason}`, () => {
     for (const text of told) expect(text).toContain(wanted)
   })
 
-  it("devices that cannot use each other's memory: NCCL where it is there, else host memory", async () => {
+  it('devices that have no memory in common: NCCL where it is there, else host memory', async () => {
     const told = (): Promise<string[]> => launch({ ranks: 2, devices: [first, second] }, async ({ comm }) => comm.describe())
     const before = process.env.RANKMESH_NCCL_PATH
+    const { engine } = second as CudaDevice
+    const { machine } = engine
     control.plant('peers 0')
     try {
+      for (const text of await told()) expect(text).toContain('reductions by kernels over pinned memory')
+      engine.machine = 'another one'
       process.env.RANKMESH_NCCL_PATH = '/nowhere/libnccl.so.2'
       for (const text of await told()) expect(text).toContain('reductions in host memory')
       process.env.RANKMESH_NCCL_PATH = await buildNccl()
       for (const text of await told()) expect(text).toContain('NCCL')
     } finally {
       control.plant('peers 1')
+      engine.machine = machine
       if (before === undefined) delete process.env.RANKMESH_NCCL_PATH
       else process.env.RANKMESH_NCCL_PATH = before
     }
     for (const text of await told()) expect(text).toContain("reductions by kernels over the devices' memory")
   })
 
-  it('createDeviceComm by name: refused where the devices are of another kind, or do not reach each other', async () => {
-    const asked = (devices: readonly Device[]): Promise<unknown[]> =>
-      launch({ ranks: 2, devices }, ({ host, device }) => errorOf(createDeviceComm('cuda-ipc', { host, device })))
+  it('a driver that pins no memory for one rank: host memory for all', async () => {
+    expect(await registered([a, b] as CudaDevice[])).toBe(0)
+    control.plant('peers 0;fail cuMemHostRegister 3 801')
+    const told = await launch({ ranks: 2, devices: [first, second] }, async ({ comm }) => comm.describe())
+    for (const text of told) expect(text).toContain('reductions in host memory')
+    control.plant('peers 1;forget')
+    expect(await registered([a, b] as CudaDevice[])).toBe(0)
+    expect(control.counts().reports).toBe(0)
+  })
+
+  it('createDeviceComm by name: refused where the devices are of another kind, or do not reach the memory that is asked for', async () => {
+    const asked = (devices: readonly Device[], memory?: 'device' | 'pinned'): Promise<unknown[]> =>
+      launch({ ranks: 2, devices }, ({ host, device }) =>
+        errorOf(createDeviceComm('cuda-ipc', { host, device, ...(memory && { memory }) })),
+      )
     expect(await asked([first, cpu])).toEqual([expect.objectContaining({ rank: 1 }), expect.objectContaining({ code: 'ERR_ARGUMENT' })])
+    for (const error of await asked([first, second], 'elsewhere' as 'device')) expect(error).toMatchObject({ code: 'ERR_ARGUMENT' })
     control.plant('peers 0')
-    for (const error of await asked([first, second])) expect(error).toMatchObject({ code: 'ERR_BACKEND_UNAVAILABLE' })
+    for (const error of await asked([first, second], 'device')) expect(error).toMatchObject({ code: 'ERR_BACKEND_UNAVAILABLE' })
     control.plant('peers 1')
     const comms = await launch({ ranks: 2, devices: [first, second] }, async ({ host, device }) => {
       const comm = await createDeviceComm('cuda-ipc', { host, device })

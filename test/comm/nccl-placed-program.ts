@@ -1,5 +1,7 @@
 // Ranks over NCCL in threads and processes: `node nccl-placed-program.mjs PLACEMENT RANKS WHAT`. Each rank tells on standard output what it found.
 import { writeSync } from 'node:fs'
+import { Communicator, createDeviceComm } from '../../runtime/comm/communicator.ts'
+import type { DeviceComm } from '../../runtime/comm/device-comm.ts'
 import type { RankmeshError } from '../../runtime/core/errors.ts'
 import { Tensor } from '../../runtime/core/tensor.ts'
 import { launch, type Placement, type RankContext } from '../../runtime/scheduler/launch.ts'
@@ -13,7 +15,9 @@ async function values(tensor: Tensor): Promise<number[]> {
   return Array.from((await tensor.data()) as Float32Array)
 }
 
-async function collectives({ comm, device, rank, size }: RankContext): Promise<void> {
+type NcclContext = RankContext & { nccl: DeviceComm }
+
+async function collectives({ comm, nccl, device, rank, size }: NcclContext): Promise<void> {
   using x = Tensor.arange(3 * size, { dtype: 'float32', device })
   using own = Tensor.full([2], rank + 1, { device })
   using sum = await comm.allReduce(x)
@@ -23,14 +27,14 @@ async function collectives({ comm, device, rank, size }: RankContext): Promise<v
   const next = comm.send(own)
   using previous = await comm.recv([2], 'float32')
   await next
-  const half = await comm.split({ color: rank === 0 ? 0 : 1 })
+  const half = await nccl.split({ color: rank === 0 ? 0 : 1 })
   using there = (await half?.allReduce(own)) as Tensor
   const found = [sum, part, all, dealt, previous, there].map(values)
   tell({ rank, describe: comm.describe(), found: await Promise.all(found) })
 }
 
 /** A rank ends in the middle, while the others wait for what it has a part in. */
-async function leaves({ comm, device, rank }: RankContext): Promise<void> {
+async function leaves({ comm, device, rank }: NcclContext): Promise<void> {
   using x = Tensor.full([100], 1, { device })
   using y = await comm.allReduce(x)
   try {
@@ -47,7 +51,12 @@ async function leaves({ comm, device, rank }: RankContext): Promise<void> {
 }
 
 try {
-  await launch({ ranks: Number(ranks), placement, device: 'cuda', timeoutMs: 30_000 }, what === 'leaves' ? leaves : collectives)
+  await launch({ ranks: Number(ranks), placement, device: 'cuda', timeoutMs: 30_000 }, async (context) => {
+    // Ranks of one machine would take their own kernels.
+    const nccl = await createDeviceComm('nccl', context)
+    const comm = new Communicator(context.host, nccl, context.device)
+    await (what === 'leaves' ? leaves : collectives)({ ...context, nccl, comm })
+  })
 } catch (error) {
   tell({ ended: (error as RankmeshError).code })
 }

@@ -11,6 +11,7 @@ const COUNTS = [
   'graphs',
   'libraries',
   'imports',
+  'registered',
   'kernels',
   'copies',
   'reports',

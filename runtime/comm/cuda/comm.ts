@@ -1,29 +1,30 @@
-// CudaComm: collectives among ranks on CUDA devices that can use each other's memory, in one thread, in threads or in processes of a machine. The
-// frequent ones are kernels over that memory, one a rank, and need the host only to agree; what is not overridden here goes through host memory,
-// as in StagedComm.
+// CudaComm: collectives among ranks on CUDA devices of a machine, in one thread, in threads or in processes. The frequent ones are kernels, one a rank,
+// over memory that all have: that of the devices, where they reach each other's, else pinned memory of the machine. They need the host only to agree;
+// what is not overridden here goes through host memory, as in StagedComm.
 import { BackendUnavailableError, invalidArgument } from '../../core/errors.ts'
 import type { Tensor } from '../../core/tensor.ts'
 import { CudaDevice } from '../../device/cuda/device.ts'
 import type { Device } from '../../device/device.ts'
 import { LocalChannels, WireChannels } from '../channels.ts'
-import type { AllReduceOptions, FusedNorm, GatherVOptions, ReduceOp, ScatterVOptions } from '../device-comm.ts'
+import type { AllReduceOptions, AllToAllOptions, FusedNorm, GatherVOptions, Pitched, ReduceOp, ScatterVOptions } from '../device-comm.ts'
 import { allReduceFusion, type FusionEngine, moeAllReduceFusion, moeFinalizeAllReduceFusion } from '../fusion/calls.ts'
 import type { MoeAllReduceFusion, MoeFinalizeAllReduceFusion } from '../fusion/moe.ts'
 import type { AllReduceFusion, FusionResult } from '../fusion/options.ts'
 import { type GroupHost, LocalHostComm } from '../host.ts'
 import type { Recording } from '../recording.ts'
-import type { MeetOptions } from '../rendezvous.ts'
+import { type MeetOptions, offerOf } from '../rendezvous.ts'
 import { StagedComm } from '../staged/comm.ts'
 import { fusionEngine } from '../staged/fusion.ts'
 import { type FarDevice, type Operand, StagedGroup, type Staging } from '../staged/group.ts'
 import type { Wire } from '../wire.ts'
+import { allGather2D, allToAll, scatter } from './deal.ts'
 import { cudaFusion } from './fusion.ts'
 import { CudaGroup } from './group.ts'
 import type { Member } from './member.ts'
 import { PeerMemory } from './memory.ts'
 import { allGather, allGatherV, broadcast, broadcastInto, gather } from './move.ts'
-import { MOST_BLOCKS, MOST_RANKS, type PeerRoom, roomFor } from './plan.ts'
-import { type Reach, reachOf } from './reach.ts'
+import { boundsOf, MOST_BLOCKS, type PeerPlan, type PeerRoom, roomFor } from './plan.ts'
+import { HOMES, type Home, homeOf, type Reach, reachOf } from './reach.ts'
 import { record, records } from './recording.ts'
 import { adds, allReduce, allReduceResidualBiasRMSNorm, norms, reduce, reduceScatter, reduceScatterV } from './reduce.ts'
 import { rowsFit } from './rows.ts'
@@ -37,29 +38,36 @@ interface CudaCommon {
   traffic: { crossings: number; bytes: number }
 }
 
-/** A rank's device and memory. */
+/** A rank's device. */
 interface Entering {
   device: CudaDevice
-  memory: PeerMemory
-  exported: Uint8Array
   reach: Reach
 }
 
 /** As other ranks see it. */
 interface Outline {
   adapter: string
-  exported: Uint8Array
   reach: Reach
+}
+
+/** Alike on all ranks. */
+export interface CudaOptions {
+  /** What the workspaces hold; larger calls go in pieces. */
+  room?: PeerRoom
+  /** Where the workspaces lie, rather than where it suits the devices. */
+  memory?: Home | undefined
 }
 
 export class CudaComm extends StagedComm {
   readonly #told: Told
+  readonly #options: CudaOptions
   readonly #fused: FusionEngine<Staging, Operand>
 
   /** Programs use `create`. */
-  private constructor(host: GroupHost, { device, memory }: Entering, common: CudaCommon) {
+  private constructor(host: GroupHost, device: CudaDevice, memory: PeerMemory, common: CudaCommon, options: CudaOptions) {
     super(host, device, common)
     this.#told = common.told
+    this.#options = options
     this.#fused = cudaFusion(common.group, fusionEngine(common.group))
     const { guard } = common.told
     device.guards.add(guard)
@@ -75,59 +83,36 @@ export class CudaComm extends StagedComm {
     unheld.register(this, leave)
   }
 
-  /**
-   * Why ranks with such devices cannot be joined so, or null: all can use each other's memory, and each is alone on its device or all are on one,
-   * since sums are in the order of ranks.
-   */
+  /** Why ranks with such devices cannot be joined so, or null: see homeOf. */
   static obstacle(reaches: readonly Reach[]): string | null {
-    if (reaches.length > MOST_RANKS) return `${reaches.length} ranks are more than the kernels' ${MOST_RANKS}`
-    const devices = new Set(reaches.map(({ uuid }) => uuid))
-    if (devices.size > 1 && devices.size < reaches.length) return 'some ranks share a device and others do not'
-    for (const { uuid, peers } of reaches) {
-      const missing = [...devices].find((other) => !peers.includes(other))
-      if (missing) return `device ${uuid} cannot use the memory of device ${missing}`
-    }
-    return null
+    const found = homeOf(reaches)
+    return 'why' in found ? found.why : null
   }
 
   /**
-   * Every rank of `host` joins with its own view of its device. `room` is what the workspaces hold, alike on all ranks; larger calls go in pieces.
-   * @throws ERR_BACKEND_UNAVAILABLE where the devices cannot use each other's memory, ERR_OUT_OF_MEMORY.
+   * Every rank of `host` joins with its own view of its device.
+   * @throws ERR_BACKEND_UNAVAILABLE where the devices have no memory in common, ERR_OUT_OF_MEMORY.
    */
-  static override async create(host: GroupHost, device: Device, room: PeerRoom = roomFor(host.size)): Promise<CudaComm> {
-    let memory: PeerMemory | undefined
-    let entering: Entering | undefined
+  static override async create(host: GroupHost, device: Device, options: CudaOptions = {}): Promise<CudaComm> {
+    const { room, memory } = options
     if (device instanceof CudaDevice) await PeerMemory.sweep(device.engine)
-    try {
-      const enter = (): Entering => {
-        if (!(device instanceof CudaDevice)) throw invalidArgument('device', 'a CUDA device', device)
-        memory = new PeerMemory(device, room, host.size)
-        return { device, memory, exported: memory.exported(), reach: reachOf(device) }
-      }
-      const offer = offered(enter)
-      if ('payload' in offer) entering = offer.payload
-      const outline = ({ device, exported, reach }: Entering): Outline => ({ adapter: device.description, exported, reach })
-      const complete = (all: (Entering | Outline)[]): { common: CudaCommon; exported: Uint8Array[] }[] => {
-        const joined = { common: commonOf(host, all, room), exported: all.map(({ exported }) => exported) }
-        return all.map(() => joined)
-      }
-      const call = `createDeviceComm(cuda-ipc, ${room.dataBytes}, ${room.packetBytes})`
-      const { common, exported } = (await host.meet(call, offer, complete as never, {}, outline as never)) as ReturnType<
-        typeof complete
-      >[number]
-      const own = entering as Entering
-      // Once all have imported all: nobody's kernel writes to memory of a rank that is not part of it.
-      const why = own.memory.join(host.rank, exported)
-      const whys = await host.allGather(why)
-      const obstacle = whys.find((one) => one !== null)
-      if (obstacle) throw new BackendUnavailableError(`These ranks cannot be joined by their devices' memory: ${obstacle}`)
-      common.group.enter(host.rank, own.memory)
-      common.told.add(own.memory)
-      return new CudaComm(host, own, common)
-    } catch (error) {
-      memory?.abandon()
-      throw error
+    const offer = offerOf((): Entering => {
+      if (!(device instanceof CudaDevice)) throw invalidArgument('device', 'a CUDA device', device)
+      if (memory !== undefined && !HOMES.includes(memory)) throw invalidArgument('memory', HOMES.join(' or '), memory)
+      return { device, reach: reachOf(device) }
+    })
+    const outline = ({ device, reach }: Entering): Outline => ({ adapter: device.description, reach })
+    const complete = (all: (Entering | Outline)[]): CudaCommon[] => {
+      const common = commonOf(host, all, options)
+      return all.map(() => common)
     }
+    const given = [room?.dataBytes, room?.packetBytes, memory].map((one) => one ?? 'default')
+    const call = `createDeviceComm(cuda-ipc, ${given.join(', ')})`
+    const common = await host.meet<Entering, CudaCommon>(call, offer, complete as never, {}, outline as never)
+    const own = await joined(host, device as CudaDevice, common.group.plan)
+    common.group.enter(host.rank, own)
+    common.told.add(own)
+    return new CudaComm(host, device as CudaDevice, own, common, options)
   }
 
   override allReduce(x: Tensor, options?: AllReduceOptions): Promise<Tensor> {
@@ -165,6 +150,18 @@ export class CudaComm extends StagedComm {
     return allGatherV(this.#member, x, options)
   }
 
+  override allGather2D(buffer: Tensor, layout: Pitched & MeetOptions): Promise<Tensor> {
+    return allGather2D(this.#member, buffer, layout)
+  }
+
+  override scatter(x: Tensor | null, options?: { src?: number; dim?: number } & MeetOptions): Promise<Tensor> {
+    return scatter(this.#member, x, options)
+  }
+
+  override allToAll(x: Tensor, options?: AllToAllOptions): Promise<Tensor> {
+    return allToAll(this.#member, x, options)
+  }
+
   override gather(x: Tensor, options?: { dst?: number; dim?: number } & MeetOptions): Promise<Tensor | null> {
     return gather(this.#member, x, options)
   }
@@ -196,14 +193,15 @@ export class CudaComm extends StagedComm {
   override async split(options: { color: number | null; key?: number }): Promise<StagedComm | null> {
     this.member.checkOpen()
     const host = await this.member.host.split(options)
-    return host && CudaComm.create(host, this.member.device, this.#member.group.plan)
+    return host && CudaComm.create(host, this.member.device, this.#options)
   }
 
   override describe(): string {
     const { group, host } = this.member // also called while this is made
     const devices = group.sites.map(({ adapter, ranks }) => `${ranks.length} on ${adapter}`).join(', ')
     const joined = host.wire ? `, joined by ${host.wire.about}` : ''
-    return `${this.size} rank${this.size === 1 ? '' : 's'} (${devices}${joined}): reductions by kernels over the devices' memory`
+    const where = (group as CudaGroup).plan.home === 'device' ? "the devices' memory" : 'pinned memory'
+    return `${this.size} rank${this.size === 1 ? '' : 's'} (${devices}${joined}): reductions by kernels over ${where}`
   }
 
   override destroy(): void {
@@ -224,21 +222,52 @@ export class CudaComm extends StagedComm {
 /** A group that a program has let go of without a word leaves as well. */
 const unheld = new FinalizationRegistry<() => void>((leave) => leave())
 
-function offered<P>(make: () => P): { payload: P } | { refusal: unknown } {
+/** A rank's memory, once all have all others': nobody's kernel writes to that of a rank that is not part of it. */
+async function joined(host: GroupHost, device: CudaDevice, plan: PeerPlan): Promise<PeerMemory> {
+  let own: PeerMemory | undefined
+  const offer = offerOf((): { exported: Uint8Array | null; why: string | null } => {
+    try {
+      own = new PeerMemory(device, plan)
+      return { exported: own.exported(), why: null }
+    } catch (error) {
+      if (!(error instanceof BackendUnavailableError)) throw error
+      return { exported: null, why: error.message } // for all ranks to hear
+    }
+  })
   try {
-    return { payload: make() }
-  } catch (refusal) {
-    return { refusal }
+    const all = await host.meet(
+      'createDeviceComm(cuda-ipc), workspaces',
+      offer,
+      (all) => all.map(() => all),
+      {},
+      (one) => one,
+    )
+    const refusal = all.find(({ why }) => why !== null)?.why ?? null
+    const whys = await host.allGather(refusal ?? (own as PeerMemory).join(host.rank, all.map(({ exported }) => exported) as Uint8Array[]))
+    const obstacle = whys.find((why) => why !== null)
+    if (obstacle) throw new BackendUnavailableError(`These ranks cannot be joined by memory that all have: ${obstacle}`)
+    return own as PeerMemory
+  } catch (error) {
+    own?.abandon()
+    throw error
   }
 }
 
-function commonOf(host: GroupHost, all: readonly (Entering | Outline)[], room: PeerRoom): CudaCommon {
+function commonOf(host: GroupHost, all: readonly (Entering | Outline)[], { room, memory }: CudaOptions): CudaCommon {
   const reaches = all.map(({ reach }) => reach)
-  const why = CudaComm.obstacle(reaches)
-  if (why !== null) throw new BackendUnavailableError(`These ranks cannot be joined by their devices' memory: ${why}`)
+  const found = homeOf(reaches, memory)
+  if ('why' in found) throw new BackendUnavailableError(`These ranks cannot be joined by memory that all have: ${found.why}`)
+  const { home } = found
   const sharing = Math.max(...reaches.map(({ uuid }) => reaches.filter((other) => other.uuid === uuid).length))
   const blocks = Math.floor(Math.min(...reaches.map(({ multiprocessors }) => multiprocessors)) / sharing)
-  const plan = { ...room, ranks: host.size, blocks: Math.max(1, Math.min(MOST_BLOCKS, blocks)) }
+  const bounds = boundsOf(home, host.size)
+  const plan: PeerPlan = {
+    ...(room ?? roomFor(home, host.size)),
+    ranks: host.size,
+    home,
+    bounds,
+    blocks: Math.max(1, Math.min(MOST_BLOCKS[home], blocks)),
+  }
   const devices = all.map((one): Device | FarDevice => ('device' in one ? one.device : { adapter: one.adapter }))
   const told = new Told(host)
   const { timeoutMs, wire } = host

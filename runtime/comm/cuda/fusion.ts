@@ -21,20 +21,21 @@ export function cudaFusion(group: CudaGroup, staged: FusionEngine<Staging, Opera
   return {
     async sum(staging, payloads, args) {
       const [{ plan, x, preGamma }] = payloads as [(typeof payloads)[number]]
-      const { fp32Acc = true, useOneshot = 'auto' } = args
-      if (!fp32Acc || preGamma || x.dtype !== plan.spec.dtype || !rowsFit(group, rowsOf(plan))) return staged.sum(staging, payloads, args)
+      const { useOneshot = 'auto' } = args
+      const rounded = plan.shape.roundSums
+      if (x.dtype !== plan.spec.dtype || !rowsFit(group, rowsOf(plan))) return staged.sum(staging, payloads, args)
       const algorithm = useOneshot === 'auto' ? undefined : useOneshot ? 'one-shot' : 'two-shot'
       return group.record((results) => {
         const made = group.here.map((rank) => targetsOf(group, results, payloads[rank] as RankRows<Operand>, rank))
         const operands = payloads.map((own) => own.x)
         if (!plan.traits.norm) {
           const to = byRank(group, made, ({ output }) => (output as Made).operand)
-          sum(group, results, operands, to, { algorithm, options: {} })
+          sum(group, results, operands, to, { algorithm, rounded, options: {} })
           return byRank(group, made, resultOf)
         }
         const given = group.here.map((rank) => ({ reads: [], x: [operands[rank] as Operand] }))
         const parts = partsOf(group, results, payloads, made, given)
-        recordRows(group, OP.peerNorm, rowsOf(plan), { algorithm, options: {} }, parts)
+        recordRows(group, OP.peerNorm, rowsOf(plan), { algorithm, whole: preGamma !== null, options: {} }, parts)
         results.settle()
         return byRank(group, made, resultOf)
       })
@@ -86,13 +87,13 @@ function partsOf(
   given: readonly Given[],
 ): Part[] {
   const used = given.map(({ reads, x }, i) => {
-    const { residualIn, gamma } = payloads[group.here[i] as number] as RankRows<Operand>
+    const { residualIn, gamma, preGamma } = payloads[group.here[i] as number] as RankRows<Operand>
     const written = Object.values(made[i] as MadeResults).map(({ operand }) => operand)
-    return { inPlace: [...x, residualIn as Operand], own: [gamma as Operand, ...reads], written }
+    return { inPlace: [...x, residualIn as Operand], own: [gamma as Operand, ...(preGamma ? [preGamma] : []), ...reads], written }
   })
   return given.map(({ reads, x, tail = [] }, i) => {
     const rank = group.here[i] as number
-    const { plan, residualIn, gamma } = payloads[rank] as RankRows<Operand> & { residualIn: Operand; gamma: Operand }
+    const { plan, residualIn, gamma, preGamma } = payloads[rank] as RankRows<Operand> & { residualIn: Operand; gamma: Operand }
     const { own, inPlace } = used[i] as (typeof used)[number]
     const others = othersOf(used, i)
     const mine = made[i] as MadeResults
@@ -105,12 +106,14 @@ function partsOf(
       const to = mine[name]
       return to ? results.place(to.operand, { others, own: [...own, ...inPlace] as Source[] }, before) : none
     }
-    const { quant, layout, factor, group: size, eps, weightBias } = plan.shape
+    const { quant, layout, factor, group: size, eps, weightBias, roundSums: rounded } = plan.shape
     const pad = quant === QUANT.fp4 && mine.scaleOut?.given !== true
-    const words = { eps, weightBias, quant, layout, factor, group: size, pad, out: 'normOut' in mine, sum: 'output' in mine }
+    const wanted = { out: 'normOut' in mine, sum: 'output' in mine, pre: preGamma !== null }
+    const words = { eps, weightBias, quant, layout, factor, group: size, pad, rounded, ...wanted }
     const [h, y, whole] = [rows('residualOut'), rows('normOut'), rows('output')]
     const codes = [narrow('quantOut', false), narrow('scaleOut', quant === QUANT.fp4)]
-    const operands = [...[...x, ...reads, residualIn].map(placeOf), h, placeOf(gamma), none, y, whole, ...codes]
+    const pre = preGamma ? placeOf(preGamma) : none
+    const operands = [...[...x, ...reads, residualIn].map(placeOf), h, placeOf(gamma), none, y, whole, ...codes, pre]
     const at = x.length + reads.length
     return { rank, numbers: [...normNumbers(words), ...tail], operands, written: [1, 4, 5, 6, 7].map((j) => at + j) }
   })

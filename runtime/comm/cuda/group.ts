@@ -1,4 +1,4 @@
-// CudaGroup: ranks on CUDA devices whose kernels read and write each other's memory. Their collectives are commands on the ranks' queues; the
+// CudaGroup: ranks on CUDA devices whose kernels read and write memory that all have. Their collectives are commands on the ranks' queues; the
 // ranks meet in JavaScript to agree on the call, and on the devices to exchange.
 import type { DType } from '../../core/dtype.ts'
 import type { RankmeshError } from '../../core/errors.ts'
@@ -11,7 +11,7 @@ import type { EngineStorage } from '../../device/engine/memory.ts'
 import type { Operand as Place } from '../../device/engine/queue.ts'
 import type { Link } from '../link.ts'
 import type { MeetOptions } from '../rendezvous.ts'
-import { type FarDevice, type Operand, type Source, StagedGroup, type Staging, type Target } from '../staged/group.ts'
+import { type FarDevice, type Operand, type Site, type Source, StagedGroup, type Staging, type Target } from '../staged/group.ts'
 import { operandOf } from '../staged/member.ts'
 import type { PeerMemory } from './memory.ts'
 import type { PeerPlan } from './plan.ts'
@@ -27,7 +27,9 @@ export interface Part {
 }
 
 export class CudaGroup extends StagedGroup {
-  readonly plan: PeerPlan
+  /** Where some ranks share a device and others do not, each is a site of its own: all sums are in the order of ranks. */
+  declare readonly sites: readonly Site[]
+  plan: PeerPlan
   /** By rank, of those that are here. */
   readonly #memory: (PeerMemory | undefined)[] = []
   /** Why nothing more can be done, once it is known. */
@@ -44,6 +46,10 @@ export class CudaGroup extends StagedGroup {
     { plan, timeoutMs, failure }: { plan: PeerPlan; timeoutMs: number; failure: () => RankmeshError | null },
   ) {
     super(devices, link)
+    const { length } = this.sites
+    if (length > 1 && length < devices.length) {
+      this.sites = devices.map((device, rank) => ({ ranks: [rank], adapter: 'adapter' in device ? device.adapter : device.description }))
+    }
     this.plan = plan
     this.#timeoutMs = timeoutMs
     this.#failure = failure

@@ -1,11 +1,11 @@
-// PeerMemory: the workspace that a rank brings to collectives of its own kernels, those of its peers as its device sees them, and what the
-// kernels tell the host.
+// PeerMemory: the workspace that a rank brings to collectives of its own kernels, on its device or in pinned memory; those of its peers as its device
+// sees them; and what the kernels keep for themselves and tell the host.
 import type { CudaEngine } from '../../core/addon.ts'
-import { OutOfMemoryError } from '../../core/errors.ts'
+import { BackendUnavailableError, OutOfMemoryError } from '../../core/errors.ts'
 import type { CudaDevice } from '../../device/cuda/device.ts'
 import { Block, type EngineStorage } from '../../device/engine/memory.ts'
 import type { Operand as Place } from '../../device/engine/queue.ts'
-import { ALARM_AT, LEFT_AT, type PeerRoom, packetsAt, workspaceBytes } from './plan.ts'
+import { ALARM_AT, LEFT_AT, type PeerPlan, packetsAt, STATE_BYTES, workspaceBytes } from './plan.ts'
 
 /** Bits of what a kernel tells, above one for each rank that did not arrive; see native/cuda/peer_arguments.h. */
 export const EXPIRED: number = 1 << 16
@@ -14,27 +14,30 @@ export const ABORTED: number = 1 << 18
 export class PeerMemory {
   readonly #device: CudaDevice
   readonly #own: EngineStorage
+  readonly #state: EngineStorage
   readonly #imported: EngineStorage[] = []
   readonly #told: Block
   readonly #words: Uint32Array
-  /** The workspaces by rank, and where kernels tell: the operands that all commands begin with. */
+  /** The workspaces by rank, this rank's state, and where its kernels tell: the operands that all commands begin with. */
   readonly places: Place[] = []
-  readonly #ranks: number
+  readonly #plan: PeerPlan
   /** Times that all ranks must be seen to have left. */
   #looks = 0
 
-  /** New memory on a device, set up for the first call. @throws ERR_OUT_OF_MEMORY. */
-  constructor(device: CudaDevice, room: PeerRoom, ranks: number) {
+  /** New memory, set up for the first call. @throws ERR_OUT_OF_MEMORY; ERR_BACKEND_UNAVAILABLE where the driver does not pin memory. */
+  constructor(device: CudaDevice, plan: PeerPlan) {
     const { engine, memory } = device
     this.#device = device
-    this.#ranks = ranks
-    const bytes = workspaceBytes(room, ranks)
-    this.#own = memory.adopt(allocated(device, bytes), bytes)
+    this.#plan = plan
+    const bytes = workspaceBytes(plan, plan.ranks)
+    this.#own = memory.adopt(allocated(device, plan, bytes), bytes)
+    this.#state = device.storage(STATE_BYTES, true)
     const { id, buffer } = engine.allocateHost(64)
     this.#told = new Block(id, 64, buffer)
     this.#words = new Uint32Array(buffer)
     this.#words.fill(0)
-    const packets = packetsAt(room)
+    const packets = packetsAt(plan)
+    engine.fill(this.#state.block.id, 0, STATE_BYTES, 0)
     engine.fill(this.#own.block.id, 0, packets, 0)
     engine.fill(this.#own.block.id, packets, bytes - packets, 0xff)
   }
@@ -55,14 +58,19 @@ export class PeerMemory {
           storage = memory.adopt(id, byteLength)
         } catch (cause) {
           const why = cause instanceof Error ? cause.message : String(cause)
-          return `rank ${rank} cannot use the memory of rank ${peer}'s device: ${why}`
+          return `rank ${rank} cannot use the memory of rank ${peer}: ${why}`
         }
         this.#imported.push(storage)
       }
       this.places.push({ block: storage.block, offset: 0 })
     }
-    this.places.push({ block: this.#told, offset: 0 })
+    this.places.push({ block: this.#state.block, offset: 0 }, { block: this.#told, offset: 0 })
     return null
+  }
+
+  /** Where nothing is read or written. */
+  get nothing(): Place {
+    return { block: this.#state.block, offset: 0 }
   }
 
   /** What this rank's kernels have told, as bits of a status; 0 while all is well. */
@@ -75,20 +83,22 @@ export class PeerMemory {
     if (!this.#device.failure) this.#device.engine.poke(this.#own.block.id, ALARM_AT, ABORTED)
   }
 
-  /** Gives up what `join` made, before anything was run. */
+  /** Gives up everything, where no kernel uses it any more. */
   abandon(): void {
     this.#letGo()
     this.#free()
   }
 
   /**
-   * This rank's kernels have ended, and it starts no more: its peers learn so. Its own memory goes back once all of them have left too, as
-   * theirs may still read it. `apart`: some are in other processes, which is looked at twice, since they let go of it after they have told.
+   * This rank's kernels have ended, and it starts no more: its peers learn so. Memory of its device goes back once all of them have left too, as
+   * theirs may still read it; pinned memory each has for itself. `apart`: some are in other processes, which is looked at twice, since they let go
+   * of it after they have told.
    */
   async leave(rank: number, apart: boolean): Promise<void> {
     const { engine } = this.#device
     if (this.#device.failure) return
-    for (const { block } of this.places.slice(0, -1)) engine.poke(block.id, LEFT_AT + 4 * rank, 1)
+    if (this.#plan.home === 'pinned') return this.abandon()
+    for (const { block } of this.places.slice(0, this.#plan.ranks)) engine.poke(block.id, LEFT_AT + 4 * rank, 1)
     this.#letGo()
     this.#looks = apart ? 2 : 1
     retired.add(this)
@@ -102,8 +112,8 @@ export class PeerMemory {
 
   async #sweep(): Promise<void> {
     try {
-      const bytes = await this.#device.read(this.#own, LEFT_AT, 4 * this.#ranks)
-      const left = new Uint32Array(bytes.buffer, 0, this.#ranks)
+      const bytes = await this.#device.read(this.#own, LEFT_AT, 4 * this.#plan.ranks)
+      const left = new Uint32Array(bytes.buffer, 0, this.#plan.ranks)
       if (!left.every((word) => word !== 0) || --this.#looks > 0 || !retired.delete(this)) return
       this.#free()
     } catch {
@@ -118,6 +128,7 @@ export class PeerMemory {
   #free(): void {
     if (this.#device.failure) return
     this.#own.release()
+    this.#state.release()
     this.#device.engine.free(this.#told.id, this.#told.bytes?.buffer ?? null)
   }
 }
@@ -125,10 +136,19 @@ export class PeerMemory {
 /** Of groups that have ended, whose ranks have not all left. */
 const retired = new Set<PeerMemory>()
 
-function allocated({ engine, description }: CudaDevice, bytes: number): number {
+function allocated({ engine, description }: CudaDevice, { home }: PeerPlan, bytes: number): number {
   try {
-    return engine.allocate(bytes).id
+    return home === 'pinned' ? engine.allocateShared(bytes).id : engine.allocate(bytes).id
   } catch (cause) {
-    throw new OutOfMemoryError(`${description} could not allocate ${bytes} bytes for collectives; free tensors first`, { cause })
+    if (cause instanceof RangeError) {
+      const where =
+        home === 'pinned'
+          ? `The system could not pin ${bytes} bytes for ${description}`
+          : `${description} could not allocate ${bytes} bytes`
+      throw new OutOfMemoryError(`${where} for collectives; free memory first`, { cause })
+    }
+    throw new BackendUnavailableError(`${description} takes no memory for collectives: ${cause instanceof Error ? cause.message : cause}`, {
+      cause,
+    })
   }
 }

@@ -1,6 +1,7 @@
-// Reach: which devices' memory a CUDA device can use.
+// Reach: which memory CUDA devices have in common, and where the workspaces of their ranks lie therefore.
 import { platform } from '#platform'
 import type { CudaDevice } from '../../device/cuda/device.ts'
+import { MOST_RANKS } from './plan.ts'
 
 /** What ranks must know of each other's devices to use each other's memory; data. */
 export interface Reach {
@@ -8,12 +9,37 @@ export interface Reach {
   uuid: string
   /** Numbers of the devices whose memory it can use, its own among them. */
   peers: readonly string[]
+  /** Names the machine that it is in. */
+  machine: string
   multiprocessors: number
 }
 
+/** Where workspaces lie: each on its rank's device, or all in pinned memory of the machine. */
+export type Home = 'device' | 'pinned'
+export const HOMES: readonly Home[] = ['device', 'pinned']
+
 export function reachOf({ engine }: CudaDevice): Reach {
-  const { uuid, multiprocessors } = engine
+  const { uuid, machine, multiprocessors } = engine
   const others = platform.addon()?.cudaDevices?.() ?? []
   const peers = others.filter((other) => other.uuid !== uuid && engine.canAccessPeer(other.index)).map((other) => other.uuid)
-  return { uuid, peers: [uuid, ...peers], multiprocessors }
+  return { uuid, peers: [uuid, ...peers], machine, multiprocessors }
+}
+
+/**
+ * Where the workspaces of ranks with such devices lie: on the devices where all can use each other's memory, else in pinned memory where they are of
+ * one machine; or why there is no such place. `asked`: there or nowhere.
+ */
+export function homeOf(reaches: readonly Reach[], asked?: Home): { home: Home } | { why: string } {
+  if (reaches.length > MOST_RANKS) return { why: `${reaches.length} ranks are more than the kernels' ${MOST_RANKS}` }
+  const devices = new Set(reaches.map(({ uuid }) => uuid))
+  const apart = reaches.flatMap(({ uuid, peers }) => {
+    const missing = [...devices].find((other) => !peers.includes(other))
+    return missing === undefined ? [] : `device ${uuid} cannot use the memory of device ${missing}`
+  })
+  if (apart.length === 0 && asked !== 'pinned') return { home: 'device' }
+  if (asked === 'device') return { why: apart[0] as string }
+  const machines = new Set(reaches.map(({ machine }) => machine))
+  return machines.size === 1
+    ? { home: 'pinned' }
+    : { why: `${apart[0] ?? 'pinned memory was asked for'}, and they are in ${machines.size} machines` }
 }

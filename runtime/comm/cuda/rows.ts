@@ -26,6 +26,10 @@ export interface NormWords {
   /** Whether the normed rows are wanted, and the sum. */
   out: boolean
   sum?: boolean
+  /** Whether there is a norm before the residual, which takes no two-shot. */
+  pre?: boolean
+  /** Each sum of two partials is rounded. */
+  rounded?: boolean
 }
 
 export function normNumbers({
@@ -39,8 +43,10 @@ export function normNumbers({
   bias = false,
   out,
   sum = false,
+  pre = false,
+  rounded = false,
 }: NormWords): number[] {
-  return [eps, weightBias, quant, layout, factor, group, Number(pad), Number(bias), Number(out), Number(sum)]
+  return [eps, weightBias, quant, layout, factor, group, Number(pad), ...[bias, out, sum, pre, rounded].map(Number)]
 }
 
 /** Whether a row fits in the workspaces. */

@@ -50,7 +50,7 @@ void Run(Random& random, int ranks, const norms::Shape& s) {
   const int64_t rows = indexed ? random.Between(1, 12) : k * s.rows;
   const auto scale_type = static_cast<ScaleType>(indexed ? random.Below(3) : 0);
   const float routed = random.OneIn(2) ? 1.0f : 2.5f;
-  norms::Inputs<T> inputs{{}, Elements<T>(random, count, Values::kOrdinary), Elements<T>(random, s.n, Values::kOrdinary), Buffer(s.n * sizeof(Bits))};
+  norms::Inputs<T> inputs{{}, Elements<T>(random, count, Values::kOrdinary), Elements<T>(random, s.n, Values::kOrdinary), Buffer(s.n * sizeof(Bits)), Buffer()};
   std::memset(inputs.bias.data(), 0, inputs.bias.size());
   std::vector<Given> given;
   std::vector<Experts> experts;
@@ -124,7 +124,7 @@ inline void Check(Random& random, int rounds) {
       const int64_t rows = random.Between(0, 5), n = random.OneIn(2) ? 8 * random.Between(1, 40) : random.Between(1, 200);
       EachType([&]<typename T>(T) {
         norms::Shape shape = norms::Draw(random, rows, n);
-        shape.bias = false;
+        shape.bias = shape.pre = shape.rounded = false;
         Run<T>(random, ranks, shape);
         calls += 2;
       });

@@ -49,7 +49,7 @@ class Scene {
   void LaunchHalf() {
     const Peers peers = group.PeersOf(absent);
     const unsigned threads = norm_ ? RowThreads(kWidth, sizeof(Bfloat16::Bits)) : 64;
-    machine.Launch(absent, kBlocks, threads, [peers] { Meet(peers, PointOf(peers.Own()->progress.epoch, 0)); });
+    machine.Launch(absent, kBlocks, threads, [peers] { Meet(peers, PointOf(peers.state->progress.epoch, 0)); });
   }
 
   void Expect(int rank, uint32_t wanted, const char* what) const {

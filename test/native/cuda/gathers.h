@@ -1,4 +1,4 @@
-// Gathers: operands of any length side by side, in one launch or several, between reductions on the same workspace.
+// Gathers: operands of any length, or columns of them, side by side or apart, in one launch or several, between reductions on the same workspace.
 #pragma once
 #include "support.h"
 
@@ -7,14 +7,22 @@ namespace test::gathers {
 template <typename Unit>
 void Run(Random& random, int ranks) {
   const int64_t rows = random.Between(0, 4);
+  const bool whole = random.OneIn(2);
   GatherArgs shape{};
+  // What each rank wants: of all the same rows, or columns of its own.
+  std::vector<GatherArgs> wants(ranks);
   int64_t most = 0;
   for (int r = 0; r < ranks; r++) {
     shape.row[r] = random.OneIn(5) ? 0 : random.Below(200);
-    shape.start[r] = shape.pitch;
-    shape.pitch += shape.row[r];
     most = std::max(most, rows * shape.row[r]);
+    for (auto& want : wants) {
+      want.from[r] = whole ? 0 : random.Below(static_cast<int>(shape.row[r]) + 1);
+      want.width[r] = whole ? shape.row[r] : random.Below(static_cast<int>(shape.row[r] - want.from[r]) + 1);
+      want.start[r] = want.pitch + (whole ? 0 : random.Below(3));
+      want.pitch = want.start[r] + want.width[r];
+    }
   }
+  std::vector<int64_t> gaps;
   const int pieces = random.Between(1, 3);
   const int64_t data = static_cast<int64_t>(RoundUp((most / pieces + 1) * sizeof(Unit)));
   const Group group(ranks, {static_cast<uint64_t>(data), LamportBytes(ranks, 1, 64, sizeof(Bfloat16::Bits))});
@@ -23,9 +31,10 @@ void Run(Random& random, int ranks) {
   std::vector<Buffer> in, out;
   std::vector<bool> wanted;
   for (int r = 0; r < ranks; r++) {
-    in.emplace_back(rows * shape.row[r] * sizeof(Unit), offset());
+    gaps.push_back(random.OneIn(2) ? 0 : random.Below(5));
+    in.emplace_back(rows * (shape.row[r] + gaps[r]) * sizeof(Unit), offset());
     for (size_t i = 0; i < in[r].size(); i++) in[r].data()[i] = static_cast<uint8_t>(random.Bits());
-    out.emplace_back(rows * shape.pitch * sizeof(Unit), offset());
+    out.emplace_back(rows * wants[r].pitch * sizeof(Unit), offset());
     wanted.push_back(!random.OneIn(4));
   }
   std::vector<Buffer> x, y;
@@ -34,7 +43,9 @@ void Run(Random& random, int ranks) {
   const Algorithm way = kWays[random.Below(3)];
   for (int r = 0; r < ranks; r++) {
     for (int piece = 0; piece < pieces; piece++) {
-      GatherArgs args = shape;
+      GatherArgs args = wants[r];
+      std::copy_n(shape.row, ranks, args.row);
+      args.in_pitch = shape.row[r] + gaps[r];
       args.peers = group.PeersOf(r);
       args.in = in[r].data();
       args.out = wanted[r] ? out[r].data() : nullptr;
@@ -60,11 +71,12 @@ void Run(Random& random, int ranks) {
     }
     if (!out[r].GuardsHold()) Wrong("a gather is written outside");
     for (int p = 0; p < ranks; p++) {
-      const size_t width = shape.row[p] * sizeof(Unit);
+      const GatherArgs& want = wants[r];
       for (int64_t row = 0; row < rows; row++) {
-        const uint8_t* const got = out[r].data() + (row * shape.pitch + shape.start[p]) * sizeof(Unit);
-        for (size_t i = 0; i < width; i++) {
-          if (got[i] != static_cast<uint8_t>(in[p].data()[row * width + i] - 1)) Wrong("%d ranks: row %ld of rank %d is wrong on rank %d", ranks, row, p, r);
+        const uint8_t* const got = out[r].data() + (row * want.pitch + want.start[p]) * sizeof(Unit);
+        const uint8_t* const given = in[p].data() + (row * (shape.row[p] + gaps[p]) + want.from[p]) * sizeof(Unit);
+        for (size_t i = 0; i < want.width[p] * sizeof(Unit); i++) {
+          if (got[i] != static_cast<uint8_t>(given[i] - 1)) Wrong("%d ranks: row %ld of rank %d is wrong on rank %d", ranks, row, p, r);
         }
       }
     }

@@ -46,6 +46,9 @@ struct Shape {
   float factor;
   int group;
   bool pad = false;
+  /** A norm before the residual. */
+  bool pre = false;
+  bool rounded = false;
 
   size_t CodesOf(int64_t m) const { return quant == Quant::kNone ? 0 : quant == Quant::kFp4 ? m * n / 2 : m * n; }
   size_t ScaleBytes() const {
@@ -120,20 +123,36 @@ void CheckCodes(const Shape& s, Results& results) {
 template <typename T>
 struct Inputs {
   std::vector<Buffer> in;
-  Buffer residual, gamma, bias;
+  Buffer residual, gamma, bias, pre_gamma;
 };
 
 template <typename T>
 void CheckRows(const Shape& s, Inputs<T>& inputs, Results& results) {
   using Bits = typename T::Bits;
   for (int64_t m = 0; m < s.rows; m++) {
-    double squares = 0;
+    double squares = 0, pre_squares = 0;
+    std::vector<float> sums(s.n);
+    for (int64_t i = 0; i < s.n; i++) {
+      float& sum = sums[i] = T::Widen(inputs.in[0].template As<Bits>()[m * s.n + i]);
+      for (size_t r = 1; r < inputs.in.size(); r++) {
+        sum += T::Widen(inputs.in[r].template As<Bits>()[m * s.n + i]);
+        if (s.rounded) sum = T::Widen(T::Round(sum));
+      }
+      pre_squares += static_cast<double>(sum) * sum;
+    }
+    const double pre_scale = 1 / std::sqrt(pre_squares / s.n + s.eps);
     for (int64_t i = m * s.n; i < (m + 1) * s.n; i++) {
-      float sum = T::Widen(inputs.in[0].template As<Bits>()[i]);
-      for (size_t r = 1; r < inputs.in.size(); r++) sum += T::Widen(inputs.in[r].template As<Bits>()[i]);
-      float h = T::Widen(inputs.residual.template As<Bits>()[i]) + sum;
+      const double before = s.pre ? sums[i - m * s.n] * pre_scale * T::Widen(inputs.pre_gamma.template As<Bits>()[i - m * s.n]) : 0;
+      float h = T::Widen(inputs.residual.template As<Bits>()[i]) + (s.pre ? static_cast<float>(before) : sums[i - m * s.n]);
       if (s.bias) h += T::Widen(inputs.bias.template As<Bits>()[i % s.n]);
       const Bits got = results.h.As<Bits>()[i];
+      if (s.pre) {
+        squares += static_cast<double>(T::Widen(got)) * T::Widen(got);
+        // Two roundings, that before the residual and that of h.
+        if (!std::isfinite(pre_squares) || !std::isfinite(h) || !std::isfinite(T::Widen(T::Round(h)))) continue;
+        if (std::fabs(T::Widen(got) - h) <= 2 * (Tolerance<T>(before) + Tolerance<T>(h))) continue;
+        Wrong("%s [%ld, %ld]: h of element %ld behind a norm is %g instead of %g", NameOf<T>(), s.rows, s.n, i, T::Widen(got), h);
+      }
       if (got != T::Round(h)) Wrong("%s [%ld, %ld]: h of element %ld is %x instead of %x", NameOf<T>(), s.rows, s.n, i, got, T::Round(h));
       squares += static_cast<double>(T::Widen(got)) * T::Widen(got);
     }
@@ -162,7 +181,7 @@ void Run(Random& random, int ranks, const Shape& s, int most_blocks) {
   const Values values = random.OneIn(4) ? Values::kSpecial : Values::kOrdinary;
   const auto offset = [&] { return random.OneIn(4) ? sizeof(Bits) : 0; };
   const auto ordinary = [&] { return Elements<T>(random, s.n, Values::kOrdinary, offset()); };
-  Inputs<T> inputs{{}, Elements<T>(random, count, values, offset()), ordinary(), ordinary()};
+  Inputs<T> inputs{{}, Elements<T>(random, count, values, offset()), ordinary(), ordinary(), ordinary()};
   for (int r = 0; r < ranks; r++) inputs.in.push_back(Elements<T>(random, count, values, offset()));
   // Every way, in one or two launches; then one row alone; the residual is changed in place once. Codes are wanted with y or without it.
   struct Call {
@@ -172,11 +191,12 @@ void Run(Random& random, int ranks, const Shape& s, int most_blocks) {
     std::vector<Results> results;
   };
   std::vector<Call> calls;
-  for (const Algorithm way : kWays) {
+  for (const Algorithm known : kWays) {
+    const Algorithm way = s.pre && known == Algorithm::kTwoShot ? Algorithm::kOneShot : known;
     const int64_t cut = random.OneIn(2) ? s.rows : random.Below(static_cast<int>(s.rows) + 1);
     calls.push_back({way, 0, s.rows, cut, random.OneIn(2), calls.empty() || random.OneIn(2), random.OneIn(2), {}});
   }
-  if (s.rows > 0) calls.push_back({kWays[random.Below(3)], random.Below(static_cast<int>(s.rows)), 1, 1, false, true, random.OneIn(2), {}});
+  if (s.rows > 0) calls.push_back({s.pre ? Algorithm::kLamport : kWays[random.Below(3)], random.Below(static_cast<int>(s.rows)), 1, 1, false, true, random.OneIn(2), {}});
   for (auto& call : calls) {
     const auto blocks = static_cast<unsigned>(random.Between(1, most_blocks));
     Shape part = s;
@@ -189,7 +209,9 @@ void Run(Random& random, int ranks, const Shape& s, int most_blocks) {
       NormArgs args{group.PeersOf(r), OperandsOf(inputs.in, skip, r, call.shared),
                     call.in_place ? to.h.data() : inputs.residual.data() + skip, to.h.data(), inputs.gamma.data(),
                     s.bias ? inputs.bias.data() : nullptr, call.keep ? to.y.data() : nullptr, nullptr, call.cut, 0, call.rows, s.n, s.eps,
-                    s.weight_bias, {s.quant, s.layout, s.factor, s.group, to.codes.data(), to.scales.data(), s.pad}};
+                    s.weight_bias, {s.quant, s.layout, s.factor, s.group, to.codes.data(), to.scales.data(), s.pad},
+                    s.pre ? inputs.pre_gamma.data() : nullptr};
+      args.in.rounded = s.rounded;
       LaunchNorm<T>(machine, call.way, blocks, args);
       args.first = call.cut;
       args.rows = call.rows - call.cut;
@@ -221,6 +243,8 @@ inline Shape Draw(Random& random, int64_t rows, int64_t n) {
   s.layout = static_cast<ScaleLayout>(random.Below(3));
   if (s.quant == Quant::kFp4) s.n = (n + kFp4Block - 1) / kFp4Block * kFp4Block;
   s.pad = random.OneIn(2);
+  s.pre = random.OneIn(3);
+  s.rounded = random.OneIn(4);
   s.factor = random.OneIn(2) ? 1 : std::exp2(static_cast<float>(random.Between(-4, 6))) * 1.3f;
   do s.group = random.Between(1, static_cast<int>(s.n));
   while (s.n % s.group != 0);

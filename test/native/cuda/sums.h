@@ -8,7 +8,7 @@ template <typename T>
 struct Call {
   Algorithm way;
   int64_t count;
-  bool in_place, shared;
+  bool in_place, shared, rounded;
   std::vector<Buffer> in, out, given;
 };
 
@@ -24,6 +24,7 @@ void Check(Call<T>& call, int ranks) {
     for (int r = 1; r < ranks; r++) {
       const float value = T::Widen(call.given[r].template As<Bits>()[i]);
       sum += value;
+      if (call.rounded) sum = T::Widen(T::Round(sum));
       exact += value;
       size += std::fabs(value);
     }
@@ -32,7 +33,7 @@ void Check(Call<T>& call, int ranks) {
       const Bits got = (call.in_place ? call.in : call.out)[r].template As<Bits>()[i];
       const double value = T::Widen(got);
       const double allowed = Tolerance<T>(exact) + size * ranks * 0x1p-24;
-      const bool near = !std::isfinite(exact) || !std::isfinite(value) || std::fabs(value - exact) <= allowed;
+      const bool near = call.rounded || !std::isfinite(exact) || !std::isfinite(value) || std::fabs(value - exact) <= allowed;
       if (got == wanted && near) continue;
       Wrong("%s %s%s, %d ranks, element %ld of %ld on rank %d: %x instead of %x, %g of %g", NameOf<T>(), NameOf(call.way),
             call.shared ? ", shared" : "", ranks, i, call.count, r, got, wanted, value, exact);
@@ -54,6 +55,7 @@ void Run(Random& random, int ranks, int calls, int most) {
     call.count = random.OneIn(8) ? 0 : random.OneIn(6) ? most : random.Below(random.OneIn(2) ? std::min(40, most) : most);
     call.in_place = random.OneIn(4);
     call.shared = !call.in_place && random.OneIn(2);
+    call.rounded = random.OneIn(4);
     const Values values = random.OneIn(3) ? Values::kSpecial : Values::kOrdinary;
     const auto blocks = static_cast<unsigned>(random.Between(1, 3)), threads = static_cast<unsigned>(32 * random.Between(1, 2));
     for (int r = 0; r < ranks; r++) {
@@ -65,7 +67,9 @@ void Run(Random& random, int ranks, int calls, int most) {
     }
     for (int r = 0; r < ranks; r++) {
       Buffer &in = call.in[r], &out = call.in_place ? in : call.out[r];
-      LaunchSum<T>(machine, call.way, blocks, threads, {group.PeersOf(r), OperandsOf(call.in, 0, r, call.shared), out.data(), call.count});
+      Operands operands = OperandsOf(call.in, 0, r, call.shared);
+      operands.rounded = call.rounded;
+      LaunchSum<T>(machine, call.way, blocks, threads, {group.PeersOf(r), operands, out.data(), call.count});
       // What comes after the call may write to the operand.
       if (call.in_place) continue;
       machine.Launch(r, 1, 32, [&in] {

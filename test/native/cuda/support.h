@@ -153,7 +153,7 @@ Buffer Elements(Random& random, int64_t count, Values values, size_t offset = 0)
 /** The workspaces of a group of ranks. */
 class Group {
  public:
-  Group(int ranks, Sizes sizes) : ranks_(ranks), sizes_(sizes), told_(ranks) {
+  Group(int ranks, Sizes sizes) : ranks_(ranks), sizes_(sizes), told_(ranks), states_(ranks) {
     for (int r = 0; r < ranks; r++) {
       memory_.emplace_back(static_cast<std::byte*>(std::aligned_alloc(128, WorkspaceBytes(sizes))), &std::free);
     }
@@ -165,15 +165,16 @@ class Group {
       std::memset(memory.get() + LamportAt(sizes_), 0xff, WorkspaceBytes(sizes_) - LamportAt(sizes_));
     }
     for (auto& told : told_) told = 0;
+    for (auto& state : states_) state = {};
   }
   Peers PeersOf(int rank, uint64_t limit = uint64_t{1} << 60) const {
-    Peers peers{{}, rank, ranks_, sizes_, limit, &told_[rank]};
+    Peers peers{{}, rank, ranks_, sizes_, limit, &told_[rank], &states_[rank]};
     for (int r = 0; r < ranks_; r++) peers.memory[r] = memory_[r].get();
     return peers;
   }
   /** Which the host is told as well. */
   uint32_t StatusOf(int rank) const {
-    const uint32_t status = PeersOf(rank).Own()->status;
+    const uint32_t status = states_[rank].status;
     if ((told_[rank] == 0) != (status == 0) || (told_[rank] & ~status) != 0) Wrong("told %x of status %x", told_[rank], status);
     return status;
   }
@@ -185,6 +186,7 @@ class Group {
   Sizes sizes_;
   std::vector<std::unique_ptr<std::byte, decltype(&std::free)>> memory_;
   mutable std::vector<uint32_t> told_;
+  mutable std::vector<State> states_;
 };
 
 /** Rank r's operand, or, shared, all ranks'. */
@@ -220,7 +222,7 @@ void LaunchNorm(emulation::Machine& machine, Algorithm way, unsigned blocks, con
       machine.Launch(args.peers.rank, blocks, RowThreads(args.n, sizeof(typename T::Bits)),
                      [args] { AllReduceNorm<T, kMaxRanks, decltype(known)::value, decltype(quantised)::value>(args); });
     };
-    if (kFewKernels || args.quant.quant != Quant::kNone) launch(std::true_type{});
+    if (kFewKernels || args.quant.quant != Quant::kNone || args.pre_gamma != nullptr) launch(std::true_type{});
     else launch(std::false_type{});
   });
 }

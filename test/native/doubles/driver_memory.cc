@@ -131,10 +131,27 @@ DRIVER_API cuMemFreeHost(void* pointer) {
   return kInvalidValue;
 }
 
+/** For all contexts, and for kernels: another way is not emulated. */
+DRIVER_API cuMemHostRegister_v2(void* pointer, size_t bytes, unsigned flags) {
+  CALL(cuMemHostRegister_v2, kContext);
+  if (call.Forbidden()) return call.error;
+  if (!pointer || bytes == 0 || flags != 3) return kInvalidValue;
+  return Register(pointer, bytes) ? kSuccess : kHostMemoryAlreadyRegistered;
+}
+
+DRIVER_API cuMemHostUnregister(void* pointer) {
+  CALL(cuMemHostUnregister, kContext);
+  if (call.Forbidden()) return call.error;
+  Allocation* const allocation = Beginning(pointer);
+  if (allocation && allocation->kind == Kind::kRegistered) return Release(call, allocation);
+  Report("%p, which is unregistered, was not registered", pointer);
+  return kInvalidValue;
+}
+
 DRIVER_API cuMemHostGetDevicePointer_v2(DevicePointer* device_pointer, void* pointer, unsigned) {
   CALL(cuMemHostGetDevicePointer_v2, kContext);
   const Allocation* const allocation = Find(pointer);
-  if (!allocation || allocation->kind != Kind::kPinned) return kInvalidValue;
+  if (!allocation || (allocation->kind != Kind::kPinned && allocation->kind != Kind::kRegistered)) return kInvalidValue;
   *device_pointer = reinterpret_cast<DevicePointer>(pointer);
   return kSuccess;
 }
@@ -199,7 +216,7 @@ DRIVER_API cuPointerGetAttribute(void* data, int attribute, DevicePointer pointe
   CALL(cuPointerGetAttribute, kContext);
   const Allocation* const allocation = Find(At(pointer));
   if (!allocation) return kInvalidValue;
-  const bool device = allocation->kind != Kind::kPinned;
+  const bool device = allocation->kind != Kind::kPinned && allocation->kind != Kind::kRegistered;
   switch (attribute) {
     case 1: *static_cast<void**>(data) = device ? call.driver.devices[static_cast<size_t>(allocation->device)].get() : call.device; break;
     case 2: *static_cast<unsigned*>(data) = device ? 2 : 1; break;  // device or host memory

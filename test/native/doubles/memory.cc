@@ -89,7 +89,7 @@ struct Memory {
     shut = now;
     if (now && device.next) mprotect(device.memory, device.next, PROT_NONE);
     for (const auto& [at, a] : all) {
-      if (a->kind == Kind::kPinned || (now && a->kind == Kind::kDevice)) continue;
+      if (a->kind == Kind::kPinned || a->kind == Kind::kRegistered || (now && a->kind == Kind::kDevice)) continue;
       mprotect(a->pages, a->page_bytes, now ? PROT_NONE : PROT_READ | PROT_WRITE);
     }
   }
@@ -104,6 +104,11 @@ struct Memory {
   void Free(Allocation* a) {
     Shut(false);
     all.erase(a->data);
+    if (a->kind == Kind::kRegistered) {
+      CountUp(kRegistered, -1);
+      delete a;
+      return;
+    }
     if (a->kind == Kind::kImported) {
       munmap(a->pages, a->page_bytes + kPage);
       CountUp(kImports, -1);
@@ -162,6 +167,19 @@ Allocation* Allocate(Kind kind, int device, size_t bytes) {
   } else {
     CountUp(kHostAllocations);
   }
+  return allocation;
+}
+
+Allocation* Register(void* at, size_t bytes) {
+  Memory& memory = TheMemory();
+  const std::lock_guard lock(memory.mutex);
+  auto* const data = static_cast<std::byte*>(at);
+  for (const auto& [known, allocation] : memory.all) {
+    if (known < data + bytes && data < allocation->end()) return nullptr;
+  }
+  auto* const allocation = new Allocation{data, bytes, Kind::kRegistered, -1, nullptr, 0, ++memory.ids, 0, {}};
+  memory.all[data] = allocation;
+  CountUp(kRegistered);
   return allocation;
 }
 

@@ -1,4 +1,5 @@
-// Memory of the emulated devices: in one file without a name, so that other processes can map what a handle describes.
+// Memory of the emulated devices: in one file without a name, so that other processes can map what a handle describes. Memory of the program that is
+// registered is known here, and otherwise the program's.
 //
 // No address is given twice. What lies behind an allocation, and what was freed, cannot be touched; the slack that alignment leaves is
 // looked at when memory is freed. New memory is filled with NaN of every float type.
@@ -10,14 +11,14 @@
 
 namespace cuda_double {
 
-enum class Kind { kDevice, kPinned, kImported };
+enum class Kind { kDevice, kPinned, kImported, kRegistered };
 
 struct Allocation {
   std::byte* data;
   size_t bytes;
   Kind kind;
   int device;
-  /** What is mapped for it. */
+  /** What is mapped for it; of registered memory null. */
   std::byte* pages;
   size_t page_bytes;
   uint64_t id;
@@ -29,6 +30,8 @@ struct Allocation {
 
 /** `device` is the owner's; of pinned memory, -1. Null where none is left. */
 Allocation* Allocate(Kind kind, int device, size_t bytes);
+/** Null where some of it is known already. */
+Allocation* Register(void* at, size_t bytes);
 /** Takes it back; reports bytes next to it that were written. */
 void Free(Allocation* allocation);
 /** The allocation that holds an address; null for none. */

@@ -44,6 +44,7 @@ enum Count {
   kGraphs,
   kLibraries,
   kImports,
+  kRegistered,
   kKernels,
   kCopies,
   kReports,

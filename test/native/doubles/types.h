@@ -22,6 +22,7 @@ enum Result : int {
   kLaunchOutOfResources = 701,
   kPeerAccessAlreadyEnabled = 704,
   kPeerAccessNotEnabled = 705,
+  kHostMemoryAlreadyRegistered = 712,
   kContextIsDestroyed = 709,
   kAssert = 710,
   kMisalignedAddress = 716,
