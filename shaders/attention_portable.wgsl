@@ -2,8 +2,8 @@
 //
 // Operands: 1 q, 2 k cache, 3 v cache (read), 4 y (written), and parameters and limits, as there. Scores: sixteen sums over the elements of q and
 // a key, element i in sum i mod 16, added in halves; their largest; powers, in sixteen sums over the keys in the same way; then for each element
-// the weighted sum over ascending keys, divided once. Grid: one workgroup per token and head, WG a multiple of 16; scores are computed twice,
-// rather than kept. Contract: that of attention.wgsl, each step rounded to nearest even.
+// the weighted sum over ascending keys, divided once. Grid: one workgroup per token and head, WG a power of two from 4 on;
+// scores beyond the first CHUNK are computed twice. Contract: that of attention.wgsl, each step rounded to nearest even.
 override WG: u32 = 16;
 
 const SUMS = 16u;
@@ -26,19 +26,34 @@ struct Params {
 @group(0) @binding(4) var<storage, read_write> y: array<vec4f>;
 
 const LOWEST = -3.4e38;
-// Quads of a head: 64, and a lane has each WG-th.
-const MAX_OWN = 4u;
+// Keys whose scores and weights are held at a time.
+const CHUNK = 1024u;
+// Quads of a head that a lane has: all 64 are dealt out to at least four lanes.
+const MAX_OWN = 16u;
 
 var<workgroup> tops: array<f32, WG>;
-var<workgroup> weights: array<f32, WG>;
+var<workgroup> weights: array<f32, CHUNK>;
 var<workgroup> sums: array<f32, SUMS>;
 
 fn score(qi: u32, ki: u32) -> f32 {
-  var dots: array<vec4f, 4>;
-  for (var c = 0u; c < p.quads; c++) {
-    dots[c & 3u] += keep(q[qi + c] * keys[ki + c]);
+  // Four quads, sixteen elements, at a time; behind the last one nothing is added.
+  var dots0 = vec4f();
+  var dots1 = vec4f();
+  var dots2 = vec4f();
+  var dots3 = vec4f();
+  for (var c = 0u; c < p.quads; c += 4u) {
+    dots0 += keep(q[qi + c] * keys[ki + c]);
+    if (c + 1u < p.quads) {
+      dots1 += keep(q[qi + c + 1u] * keys[ki + c + 1u]);
+    }
+    if (c + 2u < p.quads) {
+      dots2 += keep(q[qi + c + 2u] * keys[ki + c + 2u]);
+    }
+    if (c + 3u < p.quads) {
+      dots3 += keep(q[qi + c + 3u] * keys[ki + c + 3u]);
+    }
   }
-  let four = (dots[0] + dots[2]) + (dots[1] + dots[3]);
+  let four = (dots0 + dots2) + (dots1 + dots3);
   return ((four.x + four.z) + (four.y + four.w)) * p.scale;
 }
 
@@ -63,11 +78,15 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(num_workgroups) groups: ve
 
   var top = LOWEST;
   for (var j = first + lane; j <= here; j += WG) {
-    top = max(top, score(qi, ki + j * row));
+    let own = score(qi, ki + j * row);
+    if (j - first < CHUNK) {
+      weights[j - first] = own;
+    }
+    top = max(top, own);
   }
   tops[lane] = top;
-  if (lane < SUMS) {
-    sums[lane] = 0.0;
+  for (var s = lane; s < SUMS; s += WG) {
+    sums[s] = 0.0;
   }
   workgroupBarrier();
   for (var half = WG / 2u; half > 0u; half /= 2u) {
@@ -79,40 +98,40 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(num_workgroups) groups: ve
   top = tops[0];
 
   var mixed: array<vec4f, MAX_OWN>;
-  for (var chunk = first; chunk <= here; chunk += WG) {
-    let seen = min(WG, here + 1u - chunk);
-    if (lane < seen) {
-      weights[lane] = power(vec4f(score(qi, ki + (chunk + lane) * row) - top)).x;
+  for (var chunk = first; chunk <= here; chunk += CHUNK) {
+    let seen = min(CHUNK, here + 1u - chunk);
+    for (var j = lane; j < seen; j += WG) {
+      var own = weights[j];
+      if (chunk > first) {
+        own = score(qi, ki + (chunk + j) * row);
+      }
+      weights[j] = power(vec4f(own - top)).x;
     }
     workgroupBarrier();
-    if (lane < SUMS) {
-      for (var j = lane; j < seen; j += SUMS) {
-        sums[lane] += weights[j];
+    for (var s = lane; s < SUMS; s += WG) {
+      for (var j = s; j < seen; j += SUMS) {
+        sums[s] += weights[j];
       }
     }
-    for (var own = 0u; own < MAX_OWN; own++) {
-      let c = own * WG + lane;
-      if (c < p.quads) {
-        for (var j = 0u; j < seen; j++) {
-          mixed[own] += keep(weights[j] * values[vi + (chunk + j) * row + c]);
-        }
+    for (var own = 0u; own * WG + lane < p.quads; own++) {
+      var sum = mixed[own];
+      for (var j = 0u; j < seen; j++) {
+        sum += keep(weights[j] * values[vi + (chunk + j) * row + own * WG + lane]);
       }
+      mixed[own] = sum;
     }
     workgroupBarrier();
   }
 
   for (var half = SUMS / 2u; half > 0u; half /= 2u) {
-    if (lane < half) {
-      sums[lane] += sums[lane + half];
+    for (var s = lane; s < half; s += WG) {
+      sums[s] += sums[s + half];
     }
     workgroupBarrier();
   }
-  for (var own = 0u; own < MAX_OWN; own++) {
-    let c = own * WG + lane;
-    if (c < p.quads) {
-      for (var i = 0u; i < 4u; i++) {
-        y[yi + c][i] = divide(mixed[own][i], sums[0]);
-      }
+  for (var own = 0u; own * WG + lane < p.quads; own++) {
+    for (var i = 0u; i < 4u; i++) {
+      y[yi + own * WG + lane][i] = divide(mixed[own][i], sums[0]);
     }
   }
 }

@@ -58,7 +58,7 @@ const USES: Record<KernelName, { types: readonly Types[]; constants: readonly Co
     constants: cross(cross(WORKGROUPS, FLAGS('PORTABLE')), cross(FLAGS('HAS_BIAS'), FLAGS('ZERO_CENTERED'))),
   },
   attention: { types: PLAIN, constants: [{ WG: 4 }, { WG: 16 }, { WG: 32 }] },
-  attention_portable: { types: PLAIN, constants: [{ WG: 16 }, { WG: 32 }] },
+  attention_portable: { types: PLAIN, constants: [{ WG: 4 }, { WG: 32 }] },
   cast: { types: MIXED, constants: WORKGROUPS },
   copy: { types: [['u32'], ['u32x1']], constants: WORKGROUPS },
   copy_bytes: { types: PLAIN, constants: WORKGROUPS },

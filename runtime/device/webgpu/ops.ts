@@ -110,9 +110,7 @@ export function attention(device: WebGpuDevice, q: Tensor, options: Attention): 
   const operands = [operand(gpu, q, 'r'), operand(gpu, keys, 'r'), operand(gpu, values, 'r'), operand(gpu, y, 'w')] as const
   withQuads(sink, operands, false, (ranges) => {
     const params = [tokens, heads, kvHeads, dim / 4, start, window, f32(scale)]
-    const variant = portable
-      ? ({ name: 'attention_portable', constants: { WG: Math.max(16, gpu.tuning.attention) } } as const)
-      : ({ name: 'attention', constants: { WG: gpu.tuning.attention } } as const)
+    const variant = { name: portable ? 'attention_portable' : 'attention', constants: { WG: gpu.tuning.attention } } as const
     dispatch(sink, variant, ranges, params, grid(tokens * heads))
   })
   return y

@@ -95,6 +95,8 @@ export function portableCases(device: Device): void {
       [64, 4, 2, 7, 30, 12],
       [128, 2, 1, 1, 99, 33],
       [256, 1, 1, 2, 3, 0],
+      [16, 1, 1, 2, 1060, 0],
+      [12, 1, 1, 1, 2100, 0],
     ])('attention with heads of %i: %i over %i, %i tokens from %i, window %i', async (dim, heads, kvHeads, tokens, first, window) => {
       const capacity = first + tokens + 2
       const operands = [
