@@ -6,7 +6,16 @@ import type { Tensor } from '../../core/tensor.ts'
 import { CudaDevice } from '../../device/cuda/device.ts'
 import type { Device } from '../../device/device.ts'
 import { LocalChannels, WireChannels } from '../channels.ts'
-import type { AllReduceOptions, AllToAllOptions, FusedNorm, GatherVOptions, Pitched, ReduceOp, ScatterVOptions } from '../device-comm.ts'
+import type {
+  AllReduceOptions,
+  AllToAllOptions,
+  FusedNorm,
+  GatherVOptions,
+  Pitched,
+  ReduceOp,
+  ScatterVOptions,
+  TuneReport,
+} from '../device-comm.ts'
 import { allReduceFusion, type FusionEngine, moeAllReduceFusion, moeFinalizeAllReduceFusion } from '../fusion/calls.ts'
 import type { MoeAllReduceFusion, MoeFinalizeAllReduceFusion } from '../fusion/moe.ts'
 import type { AllReduceFusion, FusionResult } from '../fusion/options.ts'
@@ -29,6 +38,7 @@ import { record, records } from './recording.ts'
 import { adds, allReduce, allReduceResidualBiasRMSNorm, norms, reduce, reduceScatter, reduceScatterV } from './reduce.ts'
 import { rowsFit } from './rows.ts'
 import { Told } from './told.ts'
+import { tune } from './tune.ts'
 
 /** What the ranks of a group that are here share. */
 interface CudaCommon {
@@ -180,6 +190,10 @@ export class CudaComm extends StagedComm {
 
   override broadcast(x: Tensor, { inPlace = false, ...options }: { src?: number; inPlace?: boolean } & MeetOptions = {}): Promise<Tensor> {
     return inPlace ? broadcastInto(this.#member, x, options) : broadcast(this.#member, x, options)
+  }
+
+  override tune(options?: MeetOptions): Promise<TuneReport> {
+    return tune(this.#member, this, options)
   }
 
   override get records(): boolean {
