@@ -1,13 +1,13 @@
 // StagedComm: collectives among ranks on devices of any kind: all on the CPU, or on it and on GPUs. What ranks bring is read into host memory,
-// combined there in the group's order, and written to each device that needs it. What each collective does is in the files beside this one.
+// combined there in the group's order, and written to each device that needs it; CUDA ranks that a transport joins read and write a part each. What
+// each collective does is in the files beside this one.
 import { type DType, dtypeSize } from '../../core/dtype.ts'
-import { ArgumentError, RankFailedError } from '../../core/errors.ts'
+import { ArgumentError } from '../../core/errors.ts'
 import { checkShape, type Shape } from '../../core/shape.ts'
 import type { Tensor } from '../../core/tensor.ts'
 import type { Device } from '../../device/device.ts'
 import { WebGpuDevice } from '../../device/webgpu/device.ts'
 import { STEP_BYTES } from '../algorithms.ts'
-import { LocalChannels, WireChannels } from '../channels.ts'
 import { checkHere, describeShape, describeTensor } from '../checks.ts'
 import type {
   AllReduceOptions,
@@ -26,15 +26,17 @@ import type {
 import { allReduceFusion, type FusionEngine, moeAllReduceFusion, moeFinalizeAllReduceFusion } from '../fusion/calls.ts'
 import type { MoeAllReduceFusion, MoeFinalizeAllReduceFusion } from '../fusion/moe.ts'
 import type { AllReduceFusion, FusionResult } from '../fusion/options.ts'
-import { type GroupHost, LocalHostComm } from '../host.ts'
+import type { GroupHost } from '../host.ts'
 import { GroupMember } from '../member.ts'
 import { type Recording, recordsNothing } from '../recording.ts'
-import type { MeetOptions, Rendezvous } from '../rendezvous.ts'
+import type { MeetOptions } from '../rendezvous.ts'
 import { debug } from '../webgpu/choose.ts'
-import type { Wire } from '../wire.ts'
+import { commonOf } from './common.ts'
 import { allGather2D, allToAll, scatter } from './deal.ts'
 import { fusionEngine } from './fusion.ts'
-import { type FarDevice, type Operand, StagedGroup, type Staging } from './group.ts'
+import type { FarDevice, Operand, Staging } from './group.ts'
+import type { JoinedSite } from './joined-site.ts'
+import { type Entering, enter, type Joining, sitesOf } from './joining.ts'
 import { type Common, type Member, operandOf } from './member.ts'
 import { allGather, allGatherV, broadcast, broadcastInto, gather } from './move.ts'
 import { recv, send } from './point.ts'
@@ -48,9 +50,11 @@ export class StagedComm implements DeviceComm {
   readonly deviceSize: number
   readonly member: Member
   readonly #fusion: FusionEngine<Staging, Operand>
+  readonly #joining: Joining | null
 
   /** `common` as `commonOf` gives it. */
-  constructor(host: GroupHost, device: Device, common: Common) {
+  constructor(host: GroupHost, device: Device, common: Common, joining: Joining | null = null) {
+    this.#joining = joining
     this.member = new GroupMember(host, device, common, operandOf(host.rank))
     this.#fusion = fusionEngine(common.group)
     this.rank = host.rank
@@ -62,21 +66,31 @@ export class StagedComm implements DeviceComm {
   }
 
   /** Every rank of `host` joins with its own view of its device. */
-  static async create(host: GroupHost, device: Device): Promise<StagedComm> {
-    const outline = ({ description }: Device): FarDevice => ({ adapter: description })
-    const complete = (devices: Device[]): Common[] => {
-      const common = StagedComm.commonOf(host, devices)
+  static create(host: GroupHost, device: Device): Promise<StagedComm> {
+    return StagedComm.joined(host, device, null)
+  }
+
+  /** As `create`; ranks of the sets in `joining` also get a transport of their own. */
+  static async joined(host: GroupHost, device: Device, joining: Joining | null): Promise<StagedComm> {
+    const entering: Entering<Device> = { device, end: joining !== null && (await enter(host, device, joining)) }
+    const outline = ({ device: { description }, end }: Entering<Device>): Entering<FarDevice> => {
+      return { device: { adapter: description }, end: end !== false }
+    }
+    const complete = (all: Entering<Device>[]): Common[] => {
+      const devices = all.map((one) => one.device)
+      const common = StagedComm.commonOf(host, devices, sitesOf(host, joining?.sets ?? [], all))
       return devices.map(() => common)
     }
-    return new StagedComm(host, device, await host.meet('createDeviceComm(hybrid)', { payload: device }, complete, {}, outline))
+    const common = await host.meet('createDeviceComm(hybrid)', { payload: entering }, complete, {}, outline)
+    return new StagedComm(host, device, common, joining)
   }
 
   /** What the ranks that are here share, of a group with these devices by rank; over a wire those of other ranks are outlines. */
-  static commonOf(host: GroupHost, devices: readonly (Device | FarDevice)[]): Common {
+  static commonOf(host: GroupHost, devices: readonly (Device | FarDevice)[], joined: readonly JoinedSite[] = []): Common {
     if (new Set(devices).size < devices.length) {
       throw new ArgumentError('Two ranks gave the same view of a device; give each rank its own, made with device.view()')
     }
-    return host instanceof LocalHostComm ? withinThread(host, devices as readonly Device[]) : overWire(host, devices)
+    return commonOf(host, devices, joined)
   }
 
   /** The group's members by their ranks in the world. */
@@ -199,7 +213,7 @@ export class StagedComm implements DeviceComm {
   async split(options: { color: number | null; key?: number }): Promise<StagedComm | null> {
     this.member.checkOpen()
     const host = await this.member.host.split(options)
-    return host && StagedComm.create(host, this.member.device)
+    return host && (this.#joining ?? StagedComm).create(host, this.member.device)
   }
 
   /** There is one way through host memory: nothing to choose. */
@@ -218,7 +232,8 @@ export class StagedComm implements DeviceComm {
     const { group, host } = this.member
     const devices = group.sites.map(({ adapter, ranks }) => `${ranks.length} on ${adapter}`).join(', ')
     const joined = host.wire ? `, joined by ${host.wire.about}` : ''
-    return `${this.size} rank${this.size === 1 ? '' : 's'} (${devices}${joined}): reductions in host memory`
+    const joinedHere = group.joined.map(({ ranks }) => `, ranks ${ranks.join('+')} joined on their devices`).join('')
+    return `${this.size} rank${this.size === 1 ? '' : 's'} (${devices}${joined}): reductions in host memory${joinedHere}`
   }
 
   stats(): CommStats {
@@ -241,41 +256,7 @@ export class StagedComm implements DeviceComm {
   }
 
   abort(reason: unknown): void {
-    this.member.abort(reason)
+    const error = this.member.abort(reason)
+    for (const site of this.member.group.joined) site.end(error)
   }
-}
-
-function withinThread(host: LocalHostComm, devices: readonly Device[]): Common {
-  const group = new StagedGroup(devices, null)
-  watchFailures(devices, host)
-  const channels = new LocalChannels<Staging, StagedGroup>(host, (pair, rendezvous) => {
-    const two = pair.map((rank) => devices[rank] as Device)
-    watchFailures(two, rendezvous)
-    return new StagedGroup(two, null)
-  })
-  return { group, channels, traffic: { crossings: 0, bytes: 0 } }
-}
-
-/** Of all `devices` the one of this rank is here. */
-function overWire(host: GroupHost, devices: readonly (Device | FarDevice)[]): Common {
-  const wire = host.wire as Wire
-  const traffic = { crossings: 0, bytes: 0 }
-  const { timeoutMs } = host
-  const group = new StagedGroup(devices, { lane: wire.data, timeoutMs, traffic })
-  const rank = host.members[host.rank] as number
-  watchFailures([group.device(host.rank)], {
-    watch: (watch) =>
-      host.watch((end) => watch((error) => end(new RankFailedError(`Rank ${rank} failed: ${error.message}`, { rank, cause: error })))),
-  })
-  const channels = new WireChannels<Staging, StagedGroup>(host, wire, (pair, lane) => {
-    const two = pair.map((index) => devices[index] as Device | FarDevice)
-    return new StagedGroup(two, { lane, timeoutMs, traffic })
-  })
-  return { group, channels, traffic }
-}
-
-/** The loss of a GPU ends the group at once; that of a CPU device is told by the next call. */
-function watchFailures(devices: readonly Device[], ranks: Pick<Rendezvous, 'watch'>): void {
-  const gpus = new Set(devices.flatMap((device) => (device instanceof WebGpuDevice ? device.gpu : [])))
-  for (const gpu of gpus) ranks.watch((end) => gpu.onFailure(end))
 }
