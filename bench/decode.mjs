@@ -7,7 +7,7 @@ import { createInterface } from 'node:readline'
 import { median, row } from './harness.mjs'
 
 export const about =
-  'decode and prefill on 1 and 2 ranks of the CPU, activations exact and rounded, beside llama.cpp (MODELS=a.gguf,b.gguf from bench/synthetic.mjs; LLAMA_BENCH=its llama-bench)'
+  'decode and prefill on 1 and 2 ranks of the CPU, activations exact and rounded, beside llama.cpp (MODELS=a.gguf,b.gguf from bench/synthetic.mjs; LLAMA_BENCH=its llama-bench; PRODUCTS="python3 bench/peers/products.py ...")'
 
 const ROUNDS = Number(process.env.ROUNDS ?? 5)
 const TOKENS = Number(process.env.TOKENS ?? 24)
@@ -18,18 +18,17 @@ const WHAT = (process.env.WHAT ?? 'decode,prefill').split(',')
 const NEAR = 120
 const here = import.meta.dirname
 
-/** A process that holds a model on so many ranks, and answers lines. */
-class Ranks {
-  constructor(model, ranks, options) {
-    const args = [join(here, 'decode-rank.mjs'), model, ranks, JSON.stringify(options)]
-    this.process = spawn(process.execPath, args, { stdio: ['pipe', 'pipe', 'inherit'] })
+/** A process that says a line when it is ready, and answers lines. */
+class Contender {
+  constructor(program, ...args) {
+    this.process = spawn(program, args, { stdio: ['pipe', 'pipe', 'inherit'] })
     this.lines = createInterface({ input: this.process.stdout })[Symbol.asyncIterator]()
     this.ready = this.#line()
   }
 
   async #line() {
     const { value, done } = await this.lines.next()
-    if (done) throw new Error('The process of ranks has ended')
+    if (done) throw new Error('A contender has ended')
     return JSON.parse(value)
   }
 
@@ -75,7 +74,7 @@ async function compare(model, placement) {
   const processes = []
   const contenders = {}
   for (const [name, [ranks, load]] of Object.entries(ours)) {
-    const contender = new Ranks(model, ranks, load)
+    const contender = new Contender(process.execPath, join(here, 'decode-rank.mjs'), model, ranks, JSON.stringify(load))
     await contender.ready
     processes.push(contender)
     contenders[name] = (what, count) => contender.rate(what, count)
@@ -83,6 +82,12 @@ async function compare(model, placement) {
   if (process.env.LLAMA_BENCH) {
     contenders['llama.cpp, 1 thread'] = (what, count) => llamaBench(model, 1, what, count)
     contenders['llama.cpp, 2 threads'] = (what, count) => llamaBench(model, 2, what, count)
+  }
+  if (process.env.PRODUCTS && WHAT.includes('prefill')) {
+    const contender = new Contender(...process.env.PRODUCTS.split(' '))
+    await contender.ready
+    processes.push(contender)
+    contenders['oneDNN, products alone'] = (what, count) => (what === 'prefill' ? contender.rate(what, count) : null)
   }
   const slices = []
   for (let round = 0; round <= ROUNDS; round++) {
@@ -93,6 +98,7 @@ async function compare(model, placement) {
       ].filter(([what]) => WHAT.includes(what))) {
         const before = placement()
         const result = await rate(what, count)
+        if (!result) continue
         const after = placement()
         const [first, second] = [before, after].map(({ hop }) => (hop < NEAR ? 'near' : 'far'))
         // What was measured while the system moved a processor belongs to neither; `all` has everything.

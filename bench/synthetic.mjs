@@ -1,4 +1,4 @@
-// Llama models of random weights as GGUF files, for timing alone: node bench/synthetic.mjs FOLDER [1.1b|57m|15m] [f32,f16,q8_0,q4_0]
+// Llama models of random weights as GGUF files, for timing alone: node bench/synthetic.mjs FOLDER [1.1b|57m|15m] [f32,f16,bf16,q8_0,q4_0]
 import { randomFillSync } from 'node:crypto'
 import { closeSync, mkdirSync, openSync, writeSync } from 'node:fs'
 import { join } from 'node:path'
@@ -10,8 +10,8 @@ const SHAPES = {
   '15m': { hidden: 288, mlp: 768, layers: 6, heads: 6, kvHeads: 6, vocab: 32000, context: 512 },
 }
 /** GGUF's numbers for types, and elements and bytes of a block. */
-const TYPES = { f32: [0, 1, 4], f16: [1, 1, 2], q8_0: [8, 32, 34], q4_0: [2, 32, 18] }
-const FILE_TYPES = { f32: 0, f16: 1, q8_0: 7, q4_0: 2 }
+const TYPES = { f32: [0, 1, 4], f16: [1, 1, 2], bf16: [30, 1, 2], q8_0: [8, 32, 34], q4_0: [2, 32, 18] }
+const FILE_TYPES = { f32: 0, f16: 1, bf16: 32, q8_0: 7, q4_0: 2 }
 const CHUNK = 16 * 2 ** 20
 
 export function tensorsOf({ hidden, mlp, layers, heads, kvHeads, vocab }) {
@@ -75,9 +75,15 @@ function blocks(type, inputs) {
   randomFillSync(out)
   const widest = Math.sqrt(3 / inputs)
   if (type === 'f32') for (let i = 0; i < count; i++) out.writeFloatLE(widest * (Math.random() * 2 - 1), i * 4)
+  else if (type === 'bf16') for (let i = 0; i < count; i++) out.writeUInt16LE(brain(widest * (Math.random() * 2 - 1)), i * 2)
   else if (type === 'f16') for (let i = 0; i < count; i++) out.writeUInt16LE(half(widest * (Math.random() * 2 - 1)), i * 2)
   else for (let i = 0; i < count; i++) out.writeUInt16LE(half(widest / (type === 'q8_0' ? 127 : 8)), i * size)
   return out
+}
+
+/** The bits of bfloat16, cut off. */
+function brain(value) {
+  return new Uint32Array(Float32Array.of(value).buffer)[0] >>> 16
 }
 
 /** A number of (2^-24, 1) as the bits of float16, cut off. */
