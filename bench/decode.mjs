@@ -7,7 +7,7 @@ import { createInterface } from 'node:readline'
 import { median, row } from './harness.mjs'
 
 export const about =
-  'decode and prefill on 1 and 2 ranks of the CPU, activations exact and rounded, beside llama.cpp (MODELS=a.gguf,b.gguf from bench/synthetic.mjs; LLAMA_BENCH=its llama-bench; PRODUCTS="python3 bench/peers/products.py ...")'
+  'decode and prefill on 1 and 2 ranks of the CPU, activations exact and rounded, beside llama.cpp (MODELS=a.gguf,b.gguf from bench/synthetic.mjs; LLAMA_BENCH=its llama-bench; ONEDNN, ONNXRUNTIME=commands of bench/peers/products.py and onnx-products.mjs)'
 
 const ROUNDS = Number(process.env.ROUNDS ?? 5)
 const TOKENS = Number(process.env.TOKENS ?? 24)
@@ -83,11 +83,15 @@ async function compare(model, placement) {
     contenders['llama.cpp, 1 thread'] = (what, count) => llamaBench(model, 1, what, count)
     contenders['llama.cpp, 2 threads'] = (what, count) => llamaBench(model, 2, what, count)
   }
-  if (process.env.PRODUCTS && WHAT.includes('prefill')) {
-    const contender = new Contender(...process.env.PRODUCTS.split(' '))
+  for (const [name, command, only] of [
+    ['oneDNN, products alone', process.env.ONEDNN, 'prefill'],
+    ['onnxruntime, the same', process.env.ONNXRUNTIME, 'decode'],
+  ]) {
+    if (!command || !WHAT.includes(only)) continue
+    const contender = new Contender(...command.split(' '))
     await contender.ready
     processes.push(contender)
-    contenders['oneDNN, products alone'] = (what, count) => (what === 'prefill' ? contender.rate(what, count) : null)
+    contenders[name] = (what, count) => (what === only ? contender.rate(what, count) : null)
   }
   const slices = []
   for (let round = 0; round <= ROUNDS; round++) {
