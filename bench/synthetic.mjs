@@ -1,4 +1,4 @@
-// Llama models of random weights as GGUF files, for timing alone: node bench/synthetic.mjs FOLDER [1.1b|57m|15m] [f32,f16,bf16,q8_0,q4_0]
+// Llama models of random weights as GGUF files, for timing alone: node bench/synthetic.mjs FOLDER [1.1b|135m|57m|15m] [f32,f16,bf16,q8_0,q4_0]
 import { randomFillSync } from 'node:crypto'
 import { closeSync, mkdirSync, openSync, writeSync } from 'node:fs'
 import { join } from 'node:path'
@@ -6,6 +6,7 @@ import { pathToFileURL } from 'node:url'
 
 const SHAPES = {
   '1.1b': { hidden: 2048, mlp: 5632, layers: 22, heads: 32, kvHeads: 4, vocab: 32000, context: 2048 },
+  '135m': { hidden: 576, mlp: 1536, layers: 30, heads: 9, kvHeads: 3, vocab: 49152, context: 2048, tied: true },
   '57m': { hidden: 512, mlp: 1536, layers: 12, heads: 8, kvHeads: 8, vocab: 16000, context: 512 },
   '15m': { hidden: 288, mlp: 768, layers: 6, heads: 6, kvHeads: 6, vocab: 32000, context: 512 },
 }
@@ -14,7 +15,7 @@ const TYPES = { f32: [0, 1, 4], f16: [1, 1, 2], bf16: [30, 1, 2], q8_0: [8, 32, 
 const FILE_TYPES = { f32: 0, f16: 1, bf16: 32, q8_0: 7, q4_0: 2 }
 const CHUNK = 16 * 2 ** 20
 
-export function tensorsOf({ hidden, mlp, layers, heads, kvHeads, vocab }) {
+export function tensorsOf({ hidden, mlp, layers, heads, kvHeads, vocab, tied = false }) {
   const kv = (hidden / heads) * kvHeads
   const layer = (i) => [
     [`blk.${i}.attn_norm.weight`, [hidden]],
@@ -32,7 +33,7 @@ export function tensorsOf({ hidden, mlp, layers, heads, kvHeads, vocab }) {
     ['token_embd.weight', table],
     ...Array.from({ length: layers }, (_, i) => layer(i)).flat(),
     ['output_norm.weight', [hidden]],
-    ['output.weight', table],
+    ...(tied ? [] : [['output.weight', table]]),
   ]
 }
 
