@@ -1,54 +1,38 @@
 // What the addon does with NCCL, over a double of it that has no GPUs: collectives of all kinds by old and new versions, faults, ranks that do not
 // come. Driven by a program without Node; test/comm/nccl.test.ts goes through the addon.
-import { execFile, spawnSync } from 'node:child_process'
-import { mkdtempSync, readdirSync, rmSync } from 'node:fs'
-import { tmpdir } from 'node:os'
+import { execFile } from 'node:child_process'
+import { readdirSync } from 'node:fs'
 import { join } from 'node:path'
 import { promisify } from 'node:util'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
+import { Programs } from '../support/programs.ts'
 import { seed } from '../support/random.ts'
 
 const run = promisify(execFile)
-const folder = mkdtempSync(join(tmpdir(), 'rankmesh-nccl-'))
-afterAll(() => rmSync(folder, { recursive: true }))
+const programs = new Programs('nccl', ['-std=c++20', '-O1', '-pthread'])
+afterAll(() => programs.remove())
 const sources = join(import.meta.dirname, '../../native/nccl')
 const double = join(import.meta.dirname, 'nccl-double')
-const compiler = process.env.CXX ?? 'c++'
+const PROGRAM = [join(double, 'main.cc'), ...['library.cc', 'communicator.cc', 'collectives.cc'].map((file) => join(sources, file))]
 /** What a build may take where others build at the same time. */
 const BUILD_MS = 600_000
-const FLAGS = ['-std=c++20', '-O1', '-g', '-pthread']
 
-function obstacle(...flags: string[]): string {
-  if (process.platform !== 'linux') return ': skipped, NCCL is a library of Linux'
-  const built = spawnSync(compiler, [...FLAGS, ...flags, '-x', 'c++', '-', '-o', join(folder, 'try')], {
-    input: 'int main() { return 0; }\n',
-    encoding: 'utf8',
-  })
-  if (built.error) return `: skipped, no compiler ${compiler}`
-  if (built.status !== 0) return `: skipped, it does not build here: ${built.stderr.trim().split('\n').at(-1)}`
-  const ran = spawnSync(join(folder, 'try'), { encoding: 'utf8' })
-  return ran.status === 0 ? '' : `: skipped, such programs do not run here: ${ran.stderr.trim().split('\n')[0]}`
-}
-
-/** The double and the program, built alike. */
+/** The double, `of` a kind of its own, and the program, built alike. */
 class Built {
   readonly obstacle: string
   readonly library: string
   readonly built: Promise<string>
 
-  constructor(name: string, ...flags: string[]) {
-    this.obstacle = obstacle(...flags)
-    this.library = join(folder, `libnccl-${name}.so`)
-    this.built = this.obstacle === '' ? this.#build(name, flags) : Promise.resolve('')
+  constructor(name: string, flags: readonly string[] = [], of: readonly string[] = []) {
+    this.obstacle = process.platform === 'linux' ? programs.obstacle(...flags) : ': skipped, NCCL is a library of Linux'
+    this.library = join(programs.folder, `libnccl-${name}.so`)
+    this.built = this.obstacle === '' ? this.#build(name, flags, of) : Promise.resolve('')
     this.built.catch(() => {}) // told by the tests that await it
   }
 
-  async #build(name: string, flags: readonly string[]): Promise<string> {
-    const program = join(folder, name)
-    const own = ['library.cc', 'communicator.cc', 'collectives.cc'].map((file) => join(sources, file))
-    await run(compiler, [...FLAGS, ...flags, '-shared', '-fPIC', join(double, 'nccl.cc'), '-o', this.library, '-lrt'])
-    await run(compiler, [...FLAGS, ...flags, join(double, 'main.cc'), ...own, this.library, '-Wl,-rpath', folder, '-o', program, '-ldl'])
-    return program
+  async #build(name: string, flags: readonly string[], of: readonly string[]): Promise<string> {
+    await programs.build(`libnccl-${name}.so`, [...flags, ...of, '-fPIC'], [join(double, 'nccl.cc')], ['-shared', '-lrt'])
+    return programs.build(name, flags, PROGRAM, [this.library, '-Wl,-rpath,$ORIGIN', '-ldl'])
   }
 
   /** What it says, with the variables `given`. */
@@ -170,7 +154,7 @@ describe.skipIf(plain.obstacle !== '')(`NCCL through its double${plain.obstacle}
   })
 })
 
-const oldest = new Built('oldest', '-DRANKMESH_NCCL_OLDEST')
+const oldest = new Built('oldest', [], ['-DRANKMESH_NCCL_OLDEST'])
 describe.skipIf(oldest.obstacle !== '')(`a library without the newer functions${oldest.obstacle}`, () => {
   beforeAll(() => oldest.built, BUILD_MS)
 
@@ -182,7 +166,7 @@ describe.skipIf(oldest.obstacle !== '')(`a library without the newer functions${
   })
 })
 
-const threads = new Built('tsan', '-fsanitize=thread')
+const threads = new Built('tsan', ['-g1', '-fsanitize=thread'])
 describe.skipIf(threads.obstacle !== '')(`without data races${threads.obstacle}`, () => {
   beforeAll(() => threads.built, BUILD_MS)
 
