@@ -143,10 +143,10 @@ describe.skipIf(reason !== '').each(KINDS)(`$name (seed ${drawn})${reason}`, (ki
       const total = Float64Array.from(stream!, (before, i) => partials.reduce((s, part) => s + part[i]!, before + bias![i % n]!))
       expectRounded(dtype, found[0]![0]!, total, { abs: 1e-5, rel: 1e-6, what: 'residual' })
       const stored = decode(dtype, found[0]![0]!) as Float32Array
-      const wanted = Float64Array.from(stored, (value, i) => {
-        const row = stored.subarray(i - (i % n), i - (i % n) + n)
-        return (value * gamma![i % n]!) / Math.sqrt(row.reduce((s, v) => s + v * v, 0) / n + 1e-6)
+      const roots = Array.from({ length: rows }, (_, row) => {
+        return Math.sqrt(stored.subarray(row * n, (row + 1) * n).reduce((s, v) => s + v * v, 0) / n + 1e-6)
       })
+      const wanted = Float64Array.from(stored, (value, i) => (value * gamma![i % n]!) / roots[Math.floor(i / n)]!)
       expectRounded(dtype, found[0]![1]!, wanted, { abs: 1e-5, rel: 1e-5, what: 'norm' })
     }
   })

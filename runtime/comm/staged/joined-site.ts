@@ -11,7 +11,6 @@ import type { GroupHost } from '../host.ts'
 import type { MeetOptions } from '../rendezvous.ts'
 import { partsOf } from '../webgpu/two-shot.ts'
 import type { Operand } from './group.ts'
-import { settled } from './staging.ts'
 
 /**
  * Least elements of a rank's part. Of less, every rank's partial crosses to the host as it is: two more steps on the devices cost more than the
@@ -79,12 +78,20 @@ export class JoinedSite {
   }
 
   /** By rank that is here, all ranks' parts end to end, as bytes on its device; `partOf` a span gives its bytes. */
-  gather(spans: readonly Span[], partOf: (span: Span) => Uint8Array, options: MeetOptions): Promise<Tensor[]> {
-    return this.#each(async ({ comm, view }, rank) => {
-      const bytes = partOf(spans[this.ranks.indexOf(rank)] as Span)
-      using part = Tensor.fromBytes(bytes, [bytes.byteLength], 'uint8', view)
-      return comm.allGatherV(part, { dim: 0, ...options })
-    })
+  async gather(spans: readonly Span[], partOf: (span: Span) => Uint8Array, options: MeetOptions): Promise<Tensor[]> {
+    const made: Tensor[] = []
+    try {
+      return await this.#each(async ({ comm, view }, rank) => {
+        const bytes = partOf(spans[this.ranks.indexOf(rank)] as Span)
+        using part = Tensor.fromBytes(bytes, [bytes.byteLength], 'uint8', view)
+        const whole = await comm.allGatherV(part, { dim: 0, ...options })
+        made.push(whole)
+        return whole
+      })
+    } catch (error) {
+      for (const whole of made) whole.dispose()
+      throw error
+    }
   }
 
   /** The ranks that are here. */
@@ -99,18 +106,21 @@ export class JoinedSite {
   }
 
   /** The whole group has ended: whoever waits in the transport does so no longer. */
-  end(reason: unknown): void {
+  end(failure: RankmeshError): void {
     if (this.#ended) return
     this.#ended = true
-    for (const { comm } of this.#ends.values()) comm.abort(reason)
+    this.#failure ??= failure
+    for (const { comm } of this.#ends.values()) comm.abort(failure)
   }
 
-  /** Runs `body` for the ranks that are here, by rank. What goes wrong ends the whole group. */
+  /** Runs `body` for the ranks that are here, by rank. What goes wrong ends the whole group, and is told at once: a body holds what it uses. */
   async #each<T>(body: (end: End, rank: number) => Promise<T>): Promise<T[]> {
     if (this.#failure) throw this.#failure
     const stop = this.#watch()
     try {
-      return await settled([...this.#ends].map(([rank, end]) => body(end, rank).catch((error) => Promise.reject(this.#fail(rank, error)))))
+      return await Promise.all(
+        [...this.#ends].map(([rank, end]) => body(end, rank).catch((error) => Promise.reject(this.#fail(rank, error)))),
+      )
     } finally {
       stop()
     }

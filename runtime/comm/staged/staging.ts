@@ -171,9 +171,13 @@ export class Staging {
     return results
   }
 
-  /** By rank, what JoinedSite.sum gives for a site's ranks. */
+  /**
+   * By rank, what JoinedSite.sum gives for a site's ranks. Other ranks wait for it as long as the call may take: what goes wrong in it is known
+   * before that, so that they hear whose fault it is.
+   */
   sumParts(site: JoinedSite, operands: readonly Operand[], spans: readonly Span[]): Promise<Uint8Array[]> {
-    return site.sum(operands, spans, { timeoutMs: this.#timeoutMs })
+    const timeoutMs = this.#timeoutMs ?? this.#link?.timeoutMs
+    return site.sum(operands, spans, { timeoutMs: this.#link && timeoutMs ? Math.ceil(0.75 * timeoutMs) : timeoutMs })
   }
 
   /** Memory for each rank that is here, or one for all ranks of a device. By rank. */
