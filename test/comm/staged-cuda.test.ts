@@ -1,14 +1,18 @@
 // Mixed groups whose CUDA ranks a transport joins: the bits of the fixed order, what crosses between devices and host, and that the transport did it.
+import { execFile } from 'node:child_process'
+import { promisify } from 'node:util'
 import { afterAll, describe, expect, it } from 'vitest'
 import type { ReduceOp } from '../../runtime/comm/device-comm.ts'
 import { AllReduceFusionPattern } from '../../runtime/comm/fusion/patterns.ts'
 import { PART_ELEMENTS } from '../../runtime/comm/staged/joined-site.ts'
+import { addonReport, loadAddon } from '../../runtime/core/addon-node.ts'
 import { type DType, decode, dtypeSize, encode, type TensorData } from '../../runtime/core/dtype.ts'
 import { Tensor } from '../../runtime/core/tensor.ts'
 import type { Device } from '../../runtime/device/device.ts'
 import { EngineDevice } from '../../runtime/device/engine/device.ts'
 import { openDevice } from '../../runtime/device/open.ts'
 import { launch, type RankContext } from '../../runtime/scheduler/launch.ts'
+import { bundle } from '../support/bundle.ts'
 import { cudaDevices, reason } from '../support/cuda.ts'
 import { testDevice } from '../support/device.ts'
 import { fixedOrderBytes } from '../support/fixed-order.ts'
@@ -16,6 +20,7 @@ import { memoryWires } from '../support/memory-wire.ts'
 import { launchOver } from '../support/over-wire.ts'
 import { Random, seed } from '../support/random.ts'
 import { expectRounded } from '../support/tensors.ts'
+import { type Found, mixed } from './staged-cuda-program.ts'
 
 const [cpu, gpu, ...cuda] = await Promise.all([openDevice('cpu'), testDevice(), ...cudaDevices().map(({ open }) => open())])
 const [a, b] = [cuda[0] ?? cpu, cuda[1] ?? cpu] as [Device, Device]
@@ -243,5 +248,25 @@ describe.skipIf(reason !== '')(`what crosses between CUDA devices and the host${
       return await crossed(context, async () => (await context.comm.allReduce(x)).dispose())
     })
     expect(found[0]).toEqual({ read: [4 * small, 4 * small], written: [4 * small, 4 * small] })
+  })
+})
+
+const shm = loadAddon()?.features().shm
+const noProcesses = reason || (shm?.available ? '' : `: skipped, ${shm?.detail}`)
+
+describe.skipIf(noProcesses !== '')(`three processes (seed ${drawn})${noProcesses}`, () => {
+  it('have the bits of one thread, and send a part each', async () => {
+    const local = await launch({ ranks: 3, devices: [a, b, cpu] }, (context) => mixed(context, drawn))
+    const program = await bundle('test/comm/staged-cuda-program.ts')
+    const plan = JSON.stringify({ devices: ['cuda:0', 'cuda:1', 'cpu'], start: drawn })
+    const env = { ...process.env, RANKMESH_ADDON: addonReport().path ?? 'off' }
+    const { stdout } = await promisify(execFile)(process.execPath, [program, plan], { env, timeout: 100_000 })
+    const found = JSON.parse(stdout.split('\n')[0] as string) as Found[]
+    const part = 4 * 5 * 2048
+    for (const [rank, { about, digest, sent }] of found.entries()) {
+      expect(about).toContain('ranks 0+1 joined on their devices')
+      expect(digest, `rank ${rank}`).toBe(local[0]!.digest)
+      expect(sent, `rank ${rank}`).toBe(part) // of the rank on the CPU a whole one of bfloat16
+    }
   })
 })
