@@ -93,6 +93,46 @@ describe.skipIf(reason !== '').each(GROUPS)(`ranks $name${reason}`, ({ run }) =>
     await works()
   })
 
+  it('once a rank has heard of it, what the broken collective did not write can be read, and what it should have written cannot', async () => {
+    const heard: Record<string, (comm: Communicator, broken: Tensor) => Promise<unknown>> = {
+      'by a read': (_, broken) => errorOf(broken.bytes()),
+      'by abort': async (comm) => comm.abort(new Error('enough')),
+    }
+    for (const [how, hear] of Object.entries(heard)) {
+      const groups: Communicator[] = [] // nobody destroys them
+      await run(async ({ comm, device, rank }) => {
+        groups.push(comm)
+        const before = Tensor.full([WIDTH], 7, { device })
+        const sum = await comm.allReduce(before)
+        const kept = await sum.bytes()
+        await comm.barrier()
+        if (rank === 0) control.plant(STALLED)
+        await comm.barrier()
+        const late = Tensor.full([WIDTH], 5, { device })
+        const broken = await comm.allReduce(late, { timeoutMs: how === 'by abort' ? 600_000 : LIMIT_MS })
+        const derived = device.add(broken, broken)
+        if (rank === 1) return void (await errorOf(derived.bytes()))
+        try {
+          await hear(comm, broken)
+          for (const [name, one, wanted] of [
+            ['an operand', before, 7],
+            ['a new one', Tensor.full([WIDTH], 3, { device }), 3],
+            ['the operand', late, 5],
+          ] as const) {
+            expect(await one.data(), `${how}: ${name}`).toEqual(new Float32Array(WIDTH).fill(wanted))
+          }
+          expect(await sum.bytes(), `${how}: the sum before`).toEqual(kept)
+          for (const one of [broken, derived]) expect(['ERR_TIMEOUT', 'ERR_RANK_FAILED'], how).toContain((await errorOf(one.bytes())).code)
+        } finally {
+          control.plant('delay 1 0')
+        }
+      })
+      control.plant('delay 1 0')
+      expect(groups.length).toBe(2)
+      await works()
+    }
+  })
+
   it('abort ends what kernels wait for at once', async () => {
     const told = await run(async ({ comm, device, rank }) => {
       await comm.barrier()

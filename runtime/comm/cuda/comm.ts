@@ -5,6 +5,7 @@ import { BackendUnavailableError, invalidArgument } from '../../core/errors.ts'
 import type { Tensor } from '../../core/tensor.ts'
 import { CudaDevice } from '../../device/cuda/device.ts'
 import type { Device } from '../../device/device.ts'
+import type { Guard } from '../../device/engine/device.ts'
 import { LocalChannels, WireChannels } from '../channels.ts'
 import type {
   AllReduceOptions,
@@ -27,6 +28,7 @@ import { fusionEngine } from '../staged/fusion.ts'
 import { type FarDevice, type Operand, StagedGroup, type Staging } from '../staged/group.ts'
 import type { Wire } from '../wire.ts'
 import { allGather2D, allToAll, scatter } from './deal.ts'
+import { Doubt } from './doubt.ts'
 import { cudaFusion } from './fusion.ts'
 import { CudaGroup } from './group.ts'
 import type { Member } from './member.ts'
@@ -70,6 +72,7 @@ export interface CudaOptions {
 
 export class CudaComm extends StagedComm {
   readonly #told: Told
+  readonly #guard: Guard
   readonly #options: CudaOptions
   readonly #fused: FusionEngine<Staging, Operand>
 
@@ -79,7 +82,11 @@ export class CudaComm extends StagedComm {
     this.#told = common.told
     this.#options = options
     this.#fused = cudaFusion(common.group, fusionEngine(common.group))
-    const { guard } = common.told
+    const doubt = new Doubt(device.queue)
+    common.group.enter(host.rank, memory, doubt)
+    common.told.add(memory)
+    const guard = common.told.guard(doubt)
+    this.#guard = guard
     device.guards.add(guard)
     let left = false
     const leave = (): void => {
@@ -120,8 +127,6 @@ export class CudaComm extends StagedComm {
     const call = `createDeviceComm(cuda-ipc, ${given.join(', ')})`
     const common = await host.meet<Entering, CudaCommon>(call, offer, complete as never, {}, outline as never)
     const own = await joined(host, device as CudaDevice, common.group.plan)
-    common.group.enter(host.rank, own)
-    common.told.add(own)
     return new CudaComm(host, device as CudaDevice, own, common, options)
   }
 
@@ -220,12 +225,13 @@ export class CudaComm extends StagedComm {
 
   override destroy(): void {
     super.destroy()
-    this.#member.group.cuda(this.rank).guards.delete(this.#told.guard)
+    this.#member.group.cuda(this.rank).guards.delete(this.#guard)
   }
 
   override abort(reason: unknown): void {
     super.abort(reason)
     this.#told.alarm()
+    this.#member.group.heard(this.rank)
   }
 
   get #member(): Member {

@@ -13,6 +13,7 @@ import type { Link } from '../link.ts'
 import type { MeetOptions } from '../rendezvous.ts'
 import { type FarDevice, type Operand, type Site, type Source, StagedGroup, type Staging, type Target } from '../staged/group.ts'
 import { operandOf } from '../staged/member.ts'
+import type { Doubt } from './doubt.ts'
 import type { PeerMemory } from './memory.ts'
 import type { PeerPlan } from './plan.ts'
 
@@ -32,6 +33,7 @@ export class CudaGroup extends StagedGroup {
   plan: PeerPlan
   /** By rank, of those that are here. */
   readonly #memory: (PeerMemory | undefined)[] = []
+  readonly #doubts: (Doubt | undefined)[] = []
   /** Why nothing more can be done, once it is known. */
   readonly #failure: () => RankmeshError | null
   /** Milliseconds that a wait may take, where a call names none. */
@@ -93,8 +95,24 @@ export class CudaGroup extends StagedGroup {
     return this.#memory[rank] as PeerMemory
   }
 
-  enter(rank: number, memory: PeerMemory): void {
+  enter(rank: number, memory: PeerMemory, doubt: Doubt): void {
     this.#memory[rank] = memory
+    this.#doubts[rank] = doubt
+  }
+
+  /** What a rank that is here is given next waits for the other ranks. */
+  expect(rank: number): void {
+    this.#doubts[rank]?.expect()
+  }
+
+  /** Why the group has ended, as far as is known. */
+  get ended(): RankmeshError | null {
+    return this.#failure()
+  }
+
+  /** The program of a rank has heard of the group's end. */
+  heard(rank: number): void {
+    this.#doubts[rank]?.heard()
   }
 
   /**
@@ -114,6 +132,7 @@ export class CudaGroup extends StagedGroup {
       const head = [way, blocks, ranks, rank, dataBytes, ranks * packetBytes, nanoseconds]
       const { places } = this.memoryOf(rank)
       const shifted = written.map((i) => i + places.length)
+      this.expect(rank)
       queue.record(op, [...head, ...numbers], [...places, ...operands], shifted)
       queue.flush()
     }

@@ -10,7 +10,7 @@ import type { CudaGroup, Results } from './group.ts'
 export type Member = GroupMember<Device, CudaGroup, Staging, Operand>
 
 /** As GroupMember.run, with a `record` that awaits nothing; its results are by rank, of those that are here. */
-export const recorded: Run<Member, Operand, Results, 'now'> = <P, R>(
+export const recorded: Run<Member, Operand, Results, 'now'> = async <P, R>(
   member: Member,
   call: string,
   prepare: (hold: HoldAs<Operand>) => P,
@@ -20,5 +20,10 @@ export const recorded: Run<Member, Operand, Results, 'now'> = <P, R>(
   const { group, host } = member
   const turn = (payloads: P[]): R[] | Promise<R[]> => group.turn(call, options, (results) => record(payloads, results))
   const complete = host.wire ? (payloads: P[]) => orEnd(host, call, (async () => turn(payloads))()) : turn
-  return member.holding(prepare, (offer) => host.meet(call, offer, complete, options, outline))
+  try {
+    return await member.holding(prepare, (offer) => host.meet(call, offer, complete, options, outline))
+  } catch (error) {
+    if (group.ended) group.heard(member.rank)
+    throw error
+  }
 }

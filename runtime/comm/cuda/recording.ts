@@ -52,7 +52,10 @@ class CudaRecording implements Recording {
       return this.#program
     }
     await recorded(member, 'launch of a recording', prepare, options, (programs) => {
-      for (const rank of member.group.here) (programs[rank] as Program).launch()
+      for (const rank of member.group.here) {
+        member.group.expect(rank)
+        ;(programs[rank] as Program).launch()
+      }
       return programs.map(() => null)
     })
     for (const name of Object.keys(this.#counts) as (keyof Member['counts'])[]) member.counts[name] += this.#counts[name]

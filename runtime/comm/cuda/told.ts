@@ -2,6 +2,7 @@
 import { RankFailedError, type RankmeshError, TimeoutError } from '../../core/errors.ts'
 import type { Guard } from '../../device/engine/device.ts'
 import type { GroupHost } from '../host.ts'
+import type { Doubt } from './doubt.ts'
 import { EXPIRED, type PeerMemory } from './memory.ts'
 
 export class Told {
@@ -36,13 +37,16 @@ export class Told {
   }
 
   /** While a rank waits for its device: where another process has ended the group, kernels wait no longer. */
-  readonly guard: Guard = () => {
-    const { wire } = this.#host
-    if (wire?.failure) this.alarm()
-    const stop = wire?.watch(() => this.alarm())
-    return () => {
-      stop?.()
-      return this.look()
+  guard(doubt: Doubt): Guard {
+    return (read) => {
+      const { wire } = this.#host
+      if (wire?.failure) this.alarm()
+      const stop = wire?.watch(() => this.alarm())
+      const end = doubt.wait(read)
+      return () => {
+        stop?.()
+        return end(this.look())
+      }
     }
   }
 

@@ -52,9 +52,9 @@ export class Processor {
 
 /**
  * Looks after work of which its end alone does not tell how it went, such as kernels that wait for other ranks: called where somebody waits for
- * the queue; what it gives, when that is over, tells what went wrong.
+ * the queue, to `read` a block or for nothing but its end; what it gives, when that is over, tells what went wrong.
  */
-export type Guard = () => () => RankmeshError | null
+export type Guard = (read?: Block) => () => RankmeshError | null
 
 export abstract class EngineDevice implements Device {
   readonly guards: Set<Guard> = new Set()
@@ -172,7 +172,7 @@ export abstract class EngineDevice implements Device {
     const staged = this.#stage(byteLength, false)
     this.queue.record(OP.copy, [byteLength], [{ block, offset: byteOffset }, staged], [1])
     try {
-      await this.#finish()
+      await this.#finish(block)
       return staged.bytes.slice(0, byteLength)
     } finally {
       staged.release()
@@ -264,9 +264,9 @@ export abstract class EngineDevice implements Device {
     this.dispose()
   }
 
-  async #finish(): Promise<void> {
+  async #finish(read?: Block): Promise<void> {
     if (this.#tape) throw new ArgumentError('A step that is recorded cannot wait for its results: read them behind it')
-    const ends = [...this.guards].map((guard) => guard())
+    const ends = [...this.guards].map((guard) => guard(read))
     const done = await this.queue.finish().catch((cause: Error) => {
       // Of all views: what the device has run since, nobody knows.
       this.processor.failure ??= new DeviceError(`The device ${this.description} has failed: ${cause.message}; open a new one to go on`, {
