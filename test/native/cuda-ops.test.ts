@@ -1,36 +1,20 @@
 // The CUDA kernels of single operations, by the launches that commands become: on the CPU, where every CUDA thread is a fiber, plain and under
 // AddressSanitizer, with planted faults that must be found; and through nvcc.
 import { execFile, spawnSync } from 'node:child_process'
-import { mkdtempSync, rmSync, writeFileSync } from 'node:fs'
-import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { promisify } from 'node:util'
 import { afterAll, describe, expect, it } from 'vitest'
+import { Programs } from '../support/programs.ts'
 import { seed } from '../support/random.ts'
 
 const run = promisify(execFile)
-const folder = mkdtempSync(join(tmpdir(), 'rankmesh-cuda-ops-'))
-afterAll(() => rmSync(folder, { recursive: true }))
 const kernels = join(import.meta.dirname, '../../native/cuda')
 const tests = join(import.meta.dirname, 'cuda')
-const compiler = process.env.CXX ?? 'c++'
-const FLAGS = ['-std=c++20', '-ffp-contract=off', '-DEMULATION_SWIFT', '-I', kernels, '-I', tests]
+const programs = new Programs('cuda-ops', ['-std=c++20', '-ffp-contract=off', '-DEMULATION_SWIFT', '-I', kernels, '-I', tests])
+afterAll(() => programs.remove())
 
-/** Why programs cannot be built with these flags, or not run, here; empty where they can. */
-function obstacleTo(flags: readonly string[]): string {
-  const source = join(folder, 'try.cc')
-  writeFileSync(source, 'int main() { return 0; }\n')
-  const built = spawnSync(compiler, [...flags, source, '-o', join(folder, 'try')], { encoding: 'utf8' })
-  if (built.error) return `: skipped, no compiler ${compiler}`
-  if (built.status !== 0) return `: skipped, it does not build here: ${built.stderr.trim().split('\n').at(-1)}`
-  const ran = spawnSync(join(folder, 'try'), { encoding: 'utf8' })
-  return ran.status === 0 ? '' : `: skipped, such programs do not run here: ${ran.stderr.trim().split('\n')[0]}`
-}
-
-async function build(name: string, flags: readonly string[]): Promise<string> {
-  const program = join(folder, name)
-  await run(compiler, [...FLAGS, ...flags, join(tests, 'ops_main.cc'), join(kernels, 'launches.cc'), '-o', program])
-  return program
+function build(name: string, flags: readonly string[]): Promise<string> {
+  return programs.build(name, flags, [join(tests, 'ops_main.cc'), join(kernels, 'launches.cc')])
 }
 
 async function ends(program: string, ...given: (string | number)[]): Promise<{ status: number; output: string }> {
@@ -42,7 +26,7 @@ async function ends(program: string, ...given: (string | number)[]): Promise<{ s
 
 const PARTS = ['products', 'attention', 'rows', 'collectives'] as const
 const PLAIN = ['-Og']
-const notPlain = obstacleTo(PLAIN)
+const notPlain = programs.obstacle(...PLAIN)
 describe.skipIf(notPlain !== '')(`CUDA operations on the CPU${notPlain}`, () => {
   const program = notPlain === '' ? build('plain', PLAIN) : Promise.reject(new Error(notPlain))
   program.catch(() => {}) // told by the tests that await it
@@ -62,7 +46,7 @@ describe.skipIf(notPlain !== '')(`CUDA operations on the CPU${notPlain}`, () => 
 })
 
 const CHECKED = ['-O0', '-g1', '-fsanitize=address']
-const notChecked = obstacleTo(CHECKED)
+const notChecked = programs.obstacle(...CHECKED)
 describe.skipIf(notChecked !== '')(`CUDA operations under AddressSanitizer${notChecked}`, () => {
   const start = seed()
   // Slow as it is, another part in each run.
@@ -83,6 +67,6 @@ it.skipIf(nvcc === undefined)(
   `CUDA operations through nvcc${nvcc === undefined ? ': skipped, no nvcc' : ''}, little optimised`,
   async () => {
     const flags = ['-std=c++17', '-Xcicc', '-O1', '-Xptxas', '-O0', '-arch=sm_80', '-I', kernels]
-    await run(nvcc as string, [...flags, '-cubin', join(kernels, 'ops.cu'), '-o', join(folder, 'ops.cubin')])
+    await run(nvcc as string, [...flags, '-cubin', join(kernels, 'ops.cu'), '-o', join(programs.folder, 'ops.cubin')])
   },
 )

@@ -1,20 +1,17 @@
 // The CUDA kernels: on the CPU, where every CUDA thread is a fiber, plain and under the sanitizers, with planted faults that must be found; and
 // through nvcc for the GPUs they are for.
 import { execFile, spawnSync } from 'node:child_process'
-import { mkdtempSync, rmSync, writeFileSync } from 'node:fs'
-import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { promisify } from 'node:util'
 import { afterAll, describe, expect, it } from 'vitest'
+import { Programs } from '../support/programs.ts'
 import { seed } from '../support/random.ts'
 
 const run = promisify(execFile)
-const folder = mkdtempSync(join(tmpdir(), 'rankmesh-cuda-'))
-afterAll(() => rmSync(folder, { recursive: true }))
 const kernels = join(import.meta.dirname, '../../native/cuda')
 const tests = join(import.meta.dirname, 'cuda')
-const compiler = process.env.CXX ?? 'c++'
-const FLAGS = ['-std=c++20', '-O1', '-ffp-contract=off', '-I', kernels, '-I', tests]
+const programs = new Programs('cuda', ['-std=c++20', '-O1', '-ffp-contract=off', '-I', kernels, '-I', tests])
+afterAll(() => programs.remove())
 
 interface Ended {
   status: number
@@ -24,34 +21,13 @@ interface Ended {
 class Program {
   /** Why it cannot be built or run here; empty where it can. */
   readonly obstacle: string
-  readonly #name: string
-  readonly #flags: readonly string[]
   readonly #built: Promise<string> | undefined
 
   constructor(name: string, ...flags: string[]) {
-    this.#name = name
-    this.#flags = flags
-    this.obstacle = this.#findObstacle()
+    this.obstacle = programs.obstacle(...flags)
     if (this.obstacle !== '') return
-    this.#built = this.#build()
+    this.#built = programs.build(name, flags, [join(tests, 'main.cc')])
     this.#built.catch(() => {}) // told by the tests that await it
-  }
-
-  #findObstacle(): string {
-    const source = join(folder, 'try.cc')
-    const program = join(folder, `try-${this.#name}`)
-    writeFileSync(source, 'int main() { return 0; }\n')
-    const built = spawnSync(compiler, ['-std=c++20', ...this.#flags, source, '-o', program], { encoding: 'utf8' })
-    if (built.error) return `: skipped, no compiler ${compiler}`
-    if (built.status !== 0) return `: skipped, it does not build here: ${built.stderr.trim().split('\n').at(-1)}`
-    const ran = spawnSync(program, { encoding: 'utf8' })
-    return ran.status === 0 ? '' : `: skipped, such programs do not run here: ${ran.stderr.trim().split('\n')[0]}`
-  }
-
-  async #build(): Promise<string> {
-    const program = join(folder, this.#name)
-    await run(compiler, [...FLAGS, ...this.#flags, join(tests, 'main.cc'), '-o', program])
-    return program
   }
 
   /** How it ends, and what it says. */
@@ -126,7 +102,7 @@ const nvcc = [CUDA_HOME, CUDA_PATH]
 /** Compiles every kernel, little optimised, since that takes longest. */
 async function compile(type: string, element: string, target: number): Promise<void> {
   const flags = ['-std=c++20', '-Xcicc', '-O1', `-arch=sm_${target}`, `-DTYPE=${type}`, `-DELEMENT=${element}`, '-I', kernels]
-  await run(nvcc as string, [...flags, '-cubin', join(tests, 'kernels.cu'), '-o', join(folder, `${target}.cubin`)])
+  await run(nvcc as string, [...flags, '-cubin', join(tests, 'kernels.cu'), '-o', join(programs.folder, `${target}.cubin`)])
 }
 
 // The oldest and the newest; the build compiles all of them for all.
