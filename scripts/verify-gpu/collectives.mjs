@@ -31,6 +31,13 @@ export async function run(report, { seed, quick, sanitized, devices }) {
       )
     }
   }
+  // As ranks on GPUs that do not reach each other's memory have it.
+  for (const placement of ['local', 'process']) {
+    const pinned = { backend: 'cuda-ipc', memory: 'pinned', expect: 'by kernels over pinned memory' }
+    await report.check(`2 ranks on cuda:0 over pinned memory, ${placement}`, async () =>
+      alike(await runRanks({ ...plan, ...pinned, placement, ranks: 2, devices: ['cuda:0'] }, { seconds })),
+    )
+  }
   const names = devices.map(({ index }) => `cuda:${index}`)
   for (const placement of ['local', 'thread', 'process']) {
     for (const ranks of [names.length, ...(quick ? [] : [2 * names.length])]) {

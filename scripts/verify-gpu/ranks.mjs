@@ -9,8 +9,10 @@ const { task, ranks, placement, devices, timeoutMs = 60_000 } = plan
 
 const results = await launch({ ranks, placement, devices, timeoutMs }, async (context) => {
   // What launch has chosen, or the one that is asked for.
-  const { backend } = plan
-  const comm = backend ? new Communicator(context.host, await createDeviceComm(backend, context), context.device) : context.comm
+  const { backend, memory } = plan
+  const comm = backend
+    ? new Communicator(context.host, await createDeviceComm(backend, { ...context, memory }), context.device)
+    : context.comm
   const about = comm.describe()
   if (plan.expect && !about.includes(plan.expect)) throw new Error(`expected ranks joined by ${plan.expect}, and they are ${about}`)
   return { about, ...(await TASKS[task]({ ...context, comm }, plan)) }
