@@ -1,6 +1,7 @@
 // Test projects: `unit` needs no GPU, `gpu` drives the WebGPU adapter, `models` needs large weights. Two files at a time, of either of the first.
 import { readFileSync } from 'node:fs'
 import { defineConfig, type ViteUserConfig } from 'vitest/config'
+import { BaseSequencer, type TestSpecification } from 'vitest/node'
 
 const wgsl = {
   name: 'wgsl-as-text',
@@ -12,9 +13,34 @@ const wgsl = {
 
 const shared = { pool: 'forks' as const, maxWorkers: 2, testTimeout: 120_000, hookTimeout: 120_000, setupFiles: ['test/support/setup.ts'] }
 
+/** What takes longest comes first, lest one of these is left over at the end, when the other core has nothing more to do. */
+const LONG = [
+  'wire/shared',
+  'comm/conformance-placed',
+  'comm/conformance',
+  'wire/chaos',
+  'launch/placements',
+  'native/nccl',
+  'nn/bundled',
+  'native/cuda-ops',
+  'native/cuda',
+  'comm/faults',
+]
+
+class LongFirst extends BaseSequencer {
+  override async sort(files: TestSpecification[]): Promise<TestSpecification[]> {
+    const place = ({ moduleId }: TestSpecification): number => {
+      const at = LONG.findIndex((name) => moduleId.endsWith(`/${name}.test.ts`))
+      return at < 0 ? LONG.length : at
+    }
+    return (await super.sort(files)).sort((a, b) => place(a) - place(b))
+  }
+}
+
 const config: ViteUserConfig = defineConfig({
   plugins: [wgsl],
   test: {
+    sequence: { sequencer: LongFirst },
     projects: [
       {
         extends: true,
