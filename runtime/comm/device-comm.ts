@@ -13,7 +13,16 @@ export type ReduceOp = 'sum' | 'prod' | 'min' | 'max' | 'avg'
 
 export const REDUCE_OPS: readonly ReduceOp[] = ['sum', 'prod', 'min', 'max', 'avg']
 
-export interface AllReduceOptions extends MeetOptions {
+/** What a rank says of its own operand of a sum; ranks may say different things. */
+export interface Contribution {
+  /**
+   * False: x is all zeros, as that of a rank without a shard is. Where operands pass through the host's memory it is neither read nor sent; the
+   * result is the same. For sums and averages. Defaults to true.
+   */
+  contribution?: boolean | undefined
+}
+
+export interface AllReduceOptions extends MeetOptions, Contribution {
   /** Defaults to sum. */
   op?: ReduceOp
   /** Receives the result. */
@@ -27,7 +36,7 @@ export interface TreeCut {
   readonly spans: readonly Span[]
 }
 
-export interface FusedNorm {
+export interface FusedNorm extends Contribution {
   /** This rank's partial sum, [..., n]: float32, bfloat16 or float16. */
   x: Tensor
   /** [..., n], equal on all ranks; replaced by residual + sum of partials + bias, on every rank. */

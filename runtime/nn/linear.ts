@@ -127,13 +127,13 @@ export class RowParallelLinear {
     if (!cut) {
       const y =
         x.size > 0 ? this.#device.matmul(x, this.weight, { ...(out && { out }), ...this.#rounding }) : this.#nothing([tokens, outs], out)
-      return new Partial(this.#comm, y, this.bias)
+      return new Partial(this.#comm, y, this.bias, { contribution: x.size > 0 })
     }
     const { start: first, count } = cut.spans[this.#comm.rank] as Span
     const shape = [slotsOf(cut.spans), tokens, outs]
     const sums = out ?? Tensor.empty(shape, { device: this.#device })
     if (count > 0) this.#device.matmulTree(x, this.weight, { block: cut.block, first, out: sums })
-    return new Partial(this.#comm, sums, this.bias, cut)
+    return new Partial(this.#comm, sums, this.bias, { tree: cut })
   }
 
   #nothing(shape: Shape, out?: Tensor): Tensor {

@@ -28,7 +28,7 @@ export class VocabParallelEmbedding {
     }
     const none = out ?? Tensor.empty([ids.size, this.table.shape[1] as number], { device: this.#device })
     none.setBytes(new Uint8Array(none.byteLength))
-    return new Partial(this.#comm, none)
+    return new Partial(this.#comm, none, undefined, { contribution: false })
   }
 }
 

@@ -34,10 +34,13 @@ const CASES: [name: string, call: Call, out: [number, number], into: [number, nu
   ['broadcast from the CPU', (comm, x) => comm.broadcast(x, { src: comm.size - 1 }), [0, 0], [S, S]],
   ['reduce to the CPU', (comm, x) => comm.reduce(x, { dst: comm.size - 1 }), [S, S], [0, 0]],
   ['a sum by the tree of which the GPU holds nothing', (comm, x) => tree(comm, x), [0, 0], [S, S]],
+  ['a sum to which the GPU brings nothing', (comm, x) => comm.allReduce(x, { contribution: last(comm) }), [0, 0], [S, S]],
   ['fused norm', (comm, x) => norm(comm, x), [S, S], [2 * S, 2 * S], 64],
   ['fused pattern', (comm, x) => fused(comm, x), [S, S], [S + COUNT, S + COUNT], 64],
   ['the end of a mixture of experts: its rows stay', (comm, x) => experts(comm, x), [S, S], [2 * S, 2 * S], 4 * (10 + 160 + 16)],
 ]
+
+const last = (comm: Communicator): boolean => comm.rank === comm.size - 1
 
 function tree(comm: Communicator, x: Tensor): Promise<unknown> {
   const spans = Array.from({ length: comm.size }, (_, rank) => ({ start: 0, count: Number(rank === comm.size - 1) }))
@@ -89,5 +92,31 @@ describe.each([
     const some = Number(out[which] > 0)
     expect(first).toMatchObject({ waits: [some, some, 0, 0], out: out[which] })
     expect(first!.into - brought * (which + 1)).toBe(into[which])
+  })
+})
+
+describe('contribution: false', () => {
+  it('a rank that says so is not read: what it holds does not matter', async () => {
+    const devices = [gpu, gpu, cpu]
+    const results = await launch({ ranks: 3, devices }, async ({ comm, device }) => {
+      const contribution = last(comm)
+      const x = Tensor.full([2, 16], contribution ? 2 : Number.NaN, { device })
+      const residual = await comm.allocate([2, 16], { shared: true })
+      residual.setBytes(new Uint8Array(residual.byteLength))
+      const weight = Tensor.full([16], 1, { device })
+      const sum = await (await comm.allReduce(x, { contribution })).data()
+      const mean = await (await comm.allReduce(x, { op: 'avg', contribution })).data()
+      const none = await (await comm.allReduce(x, { contribution: false })).data()
+      await comm.allReduceResidualBiasRMSNorm({ x, residual, weight, contribution })
+      return [sum, mean, none, await residual.data()].map((values) => [...new Set(values as Float32Array)])
+    })
+    for (const result of results) expect(result).toEqual([[2], [Math.fround(2 / 3)], [0], [2]])
+  })
+
+  it('is for sums and averages', async () => {
+    const told = launch({ ranks: 2, devices: [gpu, cpu] }, async ({ comm, device }) => {
+      await comm.allReduce(Tensor.full([4], 1, { device }), { op: 'max', contribution: false })
+    })
+    await expect(told).rejects.toMatchObject({ code: 'ERR_ARGUMENT' })
   })
 })

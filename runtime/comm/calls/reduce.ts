@@ -1,6 +1,6 @@
 // The collectives that compute, as every kind of group is called: what is checked, what the ranks' calls are compared by, what is held meanwhile, what
 // is counted. How the operands become results is the group's own: `act`.
-import { checkInteger } from '../../core/errors.ts'
+import { checkInteger, invalidArgument } from '../../core/errors.ts'
 import { checkShape, resolveDim, type Shape, sizeOf } from '../../core/shape.ts'
 import type { Tensor } from '../../core/tensor.ts'
 import { type AlgorithmName, checkAlgorithm, reductionCall } from '../algorithms.ts'
@@ -27,6 +27,8 @@ export type AllReduce<M> = (member: M, x: Tensor, options?: AllReduceOptions) =>
 
 export interface Summand<O> {
   x: O
+  /** x is all zeros; see Contribution. */
+  nothing: boolean
   out: TargetOf<O> | undefined
 }
 
@@ -41,9 +43,10 @@ export function allReduceBy<M extends Caller, O, S, A extends Timing>(
   run: Run<M, O, S, A>,
   act: Act<M, Summand<O>, S, AllReduceCall, Tensor, A>,
 ): AllReduce<M> {
-  return async (member, x, { op = 'sum', out, algorithm, ...options } = {}) => {
+  return async (member, x, { op = 'sum', out, algorithm, contribution = true, ...options } = {}) => {
     const check = (): void => {
       checkReduced(member.device, x, op)
+      checkContribution(contribution, op)
       checkAlgorithm(algorithm, reductionCall(member, 'allReduce', x, Math.ceil(x.size / 4)))
       if (out !== undefined) checkWritten(member.device, out, x, x.dtype, 'out')
     }
@@ -51,13 +54,18 @@ export function allReduceBy<M extends Caller, O, S, A extends Timing>(
     const call = `allReduce(${op}, ${describeTensor(x)}${out === undefined ? '' : ', out'}${algorithm ? `, ${algorithm}` : ''})`
     const prepare = (hold: HoldAs<O>): Summand<O> => {
       check()
-      return { x: hold(x, 'r'), out: out && { tensor: out, operand: hold(out, 'w') } }
+      return { x: hold(x, 'r'), nothing: !contribution, out: out && { tensor: out, operand: hold(out, 'w') } }
     }
     const result = await run<Summand<O>, Tensor>(member, call, prepare, options, (payloads, scope) =>
       act(member, payloads, scope, { x, op, algorithm, options }),
     )
     return member.counted(x, result)
   }
+}
+
+function checkContribution(contribution: boolean, op: ReduceOp): void {
+  if (typeof contribution !== 'boolean') throw invalidArgument('contribution', 'true or false', contribution)
+  if (!contribution && op !== 'sum' && op !== 'avg') throw invalidArgument('contribution', `true, as for every ${op}`, contribution)
 }
 
 export type Reduce<M> = (member: M, x: Tensor, options?: { dst?: number; op?: ReduceOp } & MeetOptions) => Promise<Tensor | null>
@@ -170,6 +178,8 @@ export type Norm<M> = (member: M, args: FusedNorm, options?: MeetOptions) => Pro
 
 export interface NormOperands<O> {
   x: O
+  /** x is all zeros; see Contribution. */
+  nothing: boolean
   residual: O
   weight: O
   bias: O | null
@@ -198,13 +208,32 @@ export function normBy<M extends Caller, O, S, A extends Timing>(
 ): Norm<M> {
   return async (member, args, options = {}) => {
     const given = args ?? ({} as FusedNorm)
-    const { x, residual, weight, bias, eps = 1e-6, zeroCentered = false, tree, portable = tree !== undefined, algorithm, out } = given
+    const {
+      x,
+      residual,
+      weight,
+      bias,
+      eps = 1e-6,
+      zeroCentered = false,
+      tree,
+      portable = tree !== undefined,
+      algorithm,
+      contribution = true,
+      out,
+    } = given
     const flags = `eps ${eps}${bias ? ', bias' : ''}${zeroCentered ? ', zeroCentered' : ''}${describeTree(tree)}${portable && !tree ? ', portable' : ''}${out ? ', out' : ''}${algorithm ? `, ${algorithm}` : ''}`
     const call = `allReduceResidualBiasRMSNorm(${describeTensor(x)}, residual ${describeTensor(residual)}, ${flags})`
     const prepare = (hold: HoldAs<O>): NormOperands<O> => {
       checkFused(member.device, given, eps)
+      checkContribution(contribution, 'sum')
       if (!tree) checkAlgorithm(algorithm, reductionCall(member, 'allReduceResidualBiasRMSNorm', x, rowsOf(residual)))
-      const own = { x: hold(x, 'r'), residual: hold(residual, 'rw'), weight: hold(weight, 'r'), bias: bias ? hold(bias, 'r') : null }
+      const own = {
+        x: hold(x, 'r'),
+        nothing: !contribution,
+        residual: hold(residual, 'rw'),
+        weight: hold(weight, 'r'),
+        bias: bias ? hold(bias, 'r') : null,
+      }
       const target = out && { tensor: out, operand: hold(out, 'w') }
       if (target) checkApart(bytesOf(own.residual), bytesOf(target.operand), 'residual and out')
       return { ...own, out: target }

@@ -19,6 +19,8 @@ export interface Way {
   algorithm?: AlgorithmName | undefined
   /** Elements that are cut nowhere; see JoinedSite.cut. */
   unit?: number | undefined
+  /** By rank: what it brings is all zeros, and is left where it is. */
+  nothing?: readonly boolean[]
 }
 
 /**
@@ -35,7 +37,7 @@ export async function reduced(
 ): Promise<Numbers> {
   const total =
     group.apart && way.algorithm === 'two-shot'
-      ? (await twoShot(group, staging, operands, op)).subarray(span.start, span.start + span.count)
+      ? (await twoShot(group, staging, brought(operands, way), op)).subarray(span.start, span.start + span.count)
       : inOrder(await partials(group, staging, operands, op, way), span, op)
   return op === 'avg' ? total.map((value) => value / operands.length) : total
 }
@@ -50,14 +52,22 @@ function inOrder(all: readonly Partial[], span: Span, op: ReduceOp): Numbers {
   )
 }
 
-/** The sum of some ranks' operands, one after the other. */
+/** Of ranks whose operand is all zeros no bytes are asked for. */
+function brought(operands: readonly Operand[], { nothing }: Way): readonly Operand[] {
+  return nothing?.includes(true) ? operands.map((operand, rank) => (nothing[rank] ? { ...operand, byteLength: 0 } : operand)) : operands
+}
+
+/** The sum of some ranks' operands, one after the other; of those that brought no bytes nothing is added. */
 function added({ dtype }: Operand, all: readonly Uint8Array[], op: ReduceOp): Partial {
   const width = dtypeSize(dtype)
-  return ({ start, count }) =>
-    fold(
-      all.map((bytes) => numbersIn(dtype, bytes.subarray(start * width, (start + count) * width))),
+  const there = all.filter(({ byteLength }) => byteLength > 0)
+  return ({ start, count }) => {
+    if (there.length === 0) return numbersIn(dtype, new Uint8Array(count * width))
+    return fold(
+      there.map((bytes) => numbersIn(dtype, bytes.subarray(start * width, (start + count) * width))),
       op,
     )
+  }
 }
 
 async function twoShot(group: StagedGroup, staging: Staging, operands: readonly Operand[], op: ReduceOp): Promise<Numbers> {
@@ -76,29 +86,26 @@ async function twoShot(group: StagedGroup, staging: Staging, operands: readonly 
 }
 
 /** By union. Several ranks of a GPU are added there, so that it is read once; of a joined site's sum each rank that is here reads its part. */
-async function partials(
-  group: StagedGroup,
-  staging: Staging,
-  operands: readonly Operand[],
-  op: ReduceOp,
-  { algorithm, unit }: Way,
-): Promise<Partial[]> {
+async function partials(group: StagedGroup, staging: Staging, operands: readonly Operand[], op: ReduceOp, way: Way): Promise<Partial[]> {
+  const { algorithm, unit } = way
+  const sources = brought(operands, way)
   const [first] = operands as [Operand]
   const { dtype, count } = first
   const cuts = group.unions.map(({ joined }) => (algorithm === undefined && joined?.adds(dtype, op) ? joined.cut(count, unit) : null))
-  const brought = await settled(
+  const sums = await settled(
     group.unions.map(async (union, i): Promise<Numbers | Uint8Array[]> => {
       const own = of(union, operands).filter(({ rank }) => group.here.includes(rank))
       if (cuts[i]) return own.length > 0 ? staging.sumParts(union.joined as JoinedSite, operands, cuts[i]) : []
-      const cluster = own.length > 1 && count > 0 && group.cluster(union)
-      return cluster ? sumOnGpu(cluster, own, op) : staging.own(own)
+      const adding = own.filter(({ rank }) => !way.nothing?.[rank])
+      const cluster = adding.length > 1 && count > 0 && group.cluster(union)
+      return cluster ? sumOnGpu(cluster, adding, op) : staging.own(own.map(({ rank }) => sources[rank] as Operand))
     }),
   )
-  if (!group.apart) return brought.map((given, i) => partialOf(given, cuts[i] ?? null, first, op))
+  if (!group.apart) return sums.map((given, i) => partialOf(given, cuts[i] ?? null, first, op))
   const parts = group.unions.flatMap(({ ranks }, i) =>
-    ranks.map((rank, k) => ({ rank, byteLength: cuts[i] ? 4 * (cuts[i][k] as Span).count : (operands[rank] as Operand).byteLength })),
+    ranks.map((rank, k) => ({ rank, byteLength: cuts[i] ? 4 * (cuts[i][k] as Span).count : (sources[rank] as Operand).byteLength })),
   )
-  const all = await staging.share(parts, (brought as Uint8Array[][]).flat())
+  const all = await staging.share(parts, (sums as Uint8Array[][]).flat())
   return group.unions.map(({ ranks }, i) => partialOf(all.splice(0, ranks.length), cuts[i] ?? null, first, op))
 }
 

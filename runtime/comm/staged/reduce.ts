@@ -28,7 +28,8 @@ import { slab } from './pieces.ts'
 
 export const allReduce: AllReduce<Member> = allReduceBy(run, async ({ group }, payloads, staging, { x, op, algorithm }) => {
   const operands = payloads.map((p) => p.x)
-  const sum = await reduced(group, staging, operands, op, { algorithm }, group.part(x.size))
+  const nothing = payloads.map((p) => p.nothing)
+  const sum = await reduced(group, staging, operands, op, { algorithm, nothing }, group.part(x.size))
   return staging.spread(
     x.shape,
     { dtype: x.dtype, bytes: bytesOf(x.dtype, sum) },
@@ -59,13 +60,14 @@ export const allReduceResidualBiasRMSNorm: Norm<Member> = normBy(
     const lead = payloads[group.lead] as NormOperands<Operand>
     const operands = payloads.map((p) => p.x)
     const residuals = payloads.map((p) => p.residual)
+    const nothing = payloads.map((p) => p.nothing)
     const unit = n
     // Whole rows: where a rank finishes a part of them, it needs no more of the sum.
     const span = tree ? { start: 0, count: size } : group.part(size, unit)
     const [sum, before, [gamma, added = null]] = await Promise.all([
       tree
         ? joinedTree(staging, operands, size, tree)
-        : (reduced(group, staging, operands, 'sum', { algorithm, unit }, span) as Promise<Float32Array>),
+        : (reduced(group, staging, operands, 'sum', { algorithm, unit, nothing }, span) as Promise<Float32Array>),
       staging.alike(residuals, span, unit),
       staging.own([lead.weight, ...(lead.bias ? [lead.bias] : [])]) as Promise<[Uint8Array, Uint8Array?]>,
     ])
