@@ -41,7 +41,7 @@ inline void CheckRope(Device& device, Random& random) {
 }
 
 /** The first query at position least or behind it. */
-inline void CheckAttention(Device& device, Random& random, size_t dim, int least, int most, bool windowed) {
+inline void CheckAttention(Device& device, Random& random, size_t dim, int least, int most, bool windowed, bool portable = false) {
   const size_t kv = random.Between(1, 2), group = random.OneIn(5) ? random.Between(17, 33) : random.Between(1, 4), heads = kv * group;
   const size_t tokens = random.OneIn(3) ? 1 : random.Between(1, group > 4 ? 3 : 20), start = random.Between(least, most);
   const size_t window = windowed ? random.Between(1, 200) : 0, here = start + tokens, spare = random.Below(300);
@@ -60,6 +60,7 @@ inline void CheckAttention(Device& device, Random& random, size_t dim, int least
   Call call = CallOf(engine::kAttention, {tokens, heads, kv, dim, base, window, known ? here : here + spare}, {}, {q.at(), keys.at(), values.at(), y.at(), known ? q.at() : position.at()});
   call.scalar = scale;
   call.flags[0] = !known;
+  call.flags[1] = portable;
   device.Run(call);
   ExpectGuards("attention", {&q, &keys, &values, &y});
   for (size_t t = 0; t < tokens; t++) {
@@ -93,6 +94,7 @@ inline void CheckAttention(Device& device, Random& random, size_t dim, int least
   Matrix part = Empty(random, engine::kF32, count * heads * dim);
   call = CallOf(engine::kAttention, {count, heads, kv, dim, start + from, window, start + from + count}, {}, {q.at() + from * heads * dim * 4, keys.at(), values.at(), part.at(), q.at()});
   call.scalar = scale;
+  call.flags[1] = portable;
   device.Run(call);
   ExpectSame("attention of fewer queries", part, 0, y, from * heads * dim, count * heads * dim);
 }
@@ -103,6 +105,7 @@ inline void CheckAttentions(Device& device, Random& random) {
     CheckAttention(device, random, dim, 0, 20, random.OneIn(2));
     CheckAttention(device, random, dim, 128, 400, false);
     CheckAttention(device, random, dim, 0, 400, true);
+    CheckAttention(device, random, dim, 0, 100, random.OneIn(2), true);
   }
   CheckAttention(device, random, 4 * random.Between(1, 20), 700, 1000, random.OneIn(2));
 }

@@ -103,7 +103,7 @@ inline void CheckReduceWords(Device& device, Random& random) {
 inline void CheckReduceNorm(Device& device, Random& random, Type from, Type type, bool tree) {
   const size_t rows = random.Between(1, 6), n = random.OneIn(6) ? random.Between(4000, 6000) : random.Between(1, 600), count = random.Between(0, 9);
   const auto joins = JoinsOf(random, count, tree);
-  const bool has_bias = random.OneIn(2), centred = random.OneIn(2);
+  const bool has_bias = random.OneIn(2), centred = random.OneIn(2), portable = random.OneIn(2);
   std::vector<Matrix> matrices;
   std::vector<Slice> slices;
   for (size_t s = 0; s < count; s++) matrices.push_back(Draw(random, from, rows * n));
@@ -115,6 +115,7 @@ inline void CheckReduceNorm(Device& device, Random& random, Type from, Type type
   call.scalar = 1e-6f;
   call.flags[0] = centred;
   call.flags[1] = has_bias;
+  call.flags[2] = portable;
   device.Run(call);
   ExpectGuards("reduceNorm", {&residual, &weight, &bias, &y});
   for (size_t i = 0; i < rows * n; i++) {
@@ -126,6 +127,7 @@ inline void CheckReduceNorm(Device& device, Random& random, Type from, Type type
   call = CallOf(engine::kRmsNorm, {rows, n}, {type}, {residual.at(), weight.at(), normed.at()});
   call.scalar = 1e-6f;
   call.flags[0] = centred;
+  call.flags[1] = portable;
   device.Run(call);
   ExpectSame("reduceNorm", y, 0, normed, 0, rows * n);
 }

@@ -59,7 +59,9 @@ inline void CheckCopy(Device& device, Random& random) {
 inline void CheckSilu(Device& device, Random& random, Type type) {
   const size_t rows = random.Between(1, 12), n = random.Between(1, 300);
   Matrix x = Draw(random, type, rows * 2 * n, [&] { return random.Normal() * (random.OneIn(8) ? 60.0f : 2.0f); }), y = Empty(random, type, rows * n);
-  device.Run(CallOf(engine::kSiluMul, {rows, n}, {type}, {x.at(), y.at()}));
+  Call call = CallOf(engine::kSiluMul, {rows, n}, {type}, {x.at(), y.at()});
+  call.flags[0] = random.OneIn(2);
+  device.Run(call);
   ExpectGuards("silu", {&x, &y});
   for (size_t i = 0; i < rows * n; i++) {
     const double gate = x.values[i / n * 2 * n + i % n], up = x.values[i / n * 2 * n + n + i % n];
@@ -77,6 +79,7 @@ inline void CheckNorm(Device& device, Random& random, Type type) {
   call.operands[2] = PlaceOf(random, y, x, got);
   call.scalar = 1e-5f;
   call.flags[0] = centred;
+  call.flags[1] = random.OneIn(2);
   device.Run(call);
   ExpectGuards("norm", {&x, &weight, &y});
   for (size_t r = 0; r < rows; r++) {
