@@ -67,9 +67,9 @@ function supervise<T>(started: readonly Started[], signal: AbortSignal | undefin
     const stop = (reason: unknown): void => {
       for (const rank of started) rank.send({ kind: 'stop', reason: carriedError.to(reason) })
     }
-    const fail = (error: unknown): void => {
+    const fail = (error: unknown, firsthand = !isEcho(error)): void => {
       const first = failure === undefined
-      if (first || (isEcho(failure?.error) && !isEcho(error))) failure = { error }
+      if (first || (isEcho(failure?.error) && firsthand)) failure = { error }
       if (!first) return
       timers.push(setTimeout(() => stop(error), GRACE_MS / 2))
       timers.push(setTimeout(() => kill('SIGTERM'), GRACE_MS))
@@ -96,7 +96,9 @@ function supervise<T>(started: readonly Started[], signal: AbortSignal | undefin
       })
       one.onEnd((how) => {
         ended[rank] = true
-        if (!reported[rank]) fail(new RankFailedError(`Rank ${rank} died: ${how}`, { rank }))
+        // Its peers may have told of its end before the system does, which knows more of it.
+        const known = failure?.error instanceof RankFailedError && failure.error.rank === rank
+        if (!reported[rank]) fail(new RankFailedError(`Rank ${rank} died: ${how}`, { rank }), known)
         if (ended.every(Boolean)) settle()
       })
     }
