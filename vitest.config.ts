@@ -1,4 +1,5 @@
-// Test projects: `unit` needs no GPU, `gpu` drives the WebGPU adapter, `models` needs large weights. Two files at a time, of either of the first.
+// Test projects: `unit` needs no GPU, `gpu` drives the WebGPU adapter: two files at a time, of either; `alone` is slow beside others, since ranks wait
+// for one another there by the hundred thousand; `models` needs large weights.
 import { readFileSync } from 'node:fs'
 import { defineConfig, type ViteUserConfig } from 'vitest/config'
 import { BaseSequencer, type TestSpecification } from 'vitest/node'
@@ -13,9 +14,10 @@ const wgsl = {
 
 const shared = { pool: 'forks' as const, maxWorkers: 2, testTimeout: 120_000, hookTimeout: 120_000, setupFiles: ['test/support/setup.ts'] }
 
+const ALONE = 'test/wire/shared.test.ts'
+
 /** What takes longest comes first, lest one of these is left over at the end, when the other core has nothing more to do. */
 const LONG = [
-  'wire/shared',
   'comm/conformance-placed',
   'comm/conformance',
   'wire/chaos',
@@ -44,7 +46,7 @@ const config: ViteUserConfig = defineConfig({
     projects: [
       {
         extends: true,
-        test: { ...shared, name: 'unit', include: ['test/{core,cpu,scheduler,model,native,package,wire}/**/*.test.ts'] },
+        test: { ...shared, name: 'unit', include: ['test/{core,cpu,scheduler,model,native,package,wire}/**/*.test.ts'], exclude: [ALONE] },
       },
       {
         extends: true,
@@ -56,13 +58,17 @@ const config: ViteUserConfig = defineConfig({
       },
       {
         extends: true,
+        test: { ...shared, name: 'alone', include: [ALONE], maxWorkers: 1, sequence: { groupOrder: 1 } },
+      },
+      {
+        extends: true,
         test: {
           ...shared,
           name: 'models',
           include: ['test/models/**/*.test.ts'],
           maxWorkers: 1,
           testTimeout: 1_800_000,
-          sequence: { groupOrder: 1 },
+          sequence: { groupOrder: 2 },
         },
       },
     ],

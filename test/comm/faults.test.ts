@@ -7,8 +7,8 @@ import { testDevice } from '../support/device.ts'
 import { never, type Outcomes, outcomes, sleep } from '../support/outcomes.ts'
 import { Random, seed } from '../support/random.ts'
 
-const BATCHES = 10
-const PROGRAMS = 50
+const BATCHES = 5
+const PROGRAMS = 100
 /** For the deadline of a rank that never calls; a late one comes well before. */
 const TIMEOUT_MS = 1500
 
