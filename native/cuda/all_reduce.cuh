@@ -8,6 +8,10 @@
 //   kTwoShot   they meet, each adds its share of every span and writes it to all, they meet again: two crossings, 2 * size in all.
 //   kLamport   operands are sent to all as packets that say of themselves that they have arrived: one crossing and nothing to meet for.
 //
+// Where there is a multicast, what goes to all ranks alike (packets, and the sums of shares) takes one store. It goes to the same places, and
+// each rank adds up for itself as ever: the bits are the same. Packets say of themselves that they have arrived, word by word, so their
+// stores need no order; sums are fenced before ranks meet.
+//
 // Operands in memory that all ranks can read need not be copied: `shared`. Ranks meet once more then where nothing else tells them that all
 // have read, and `out` is other memory.
 #pragma once
@@ -30,7 +34,14 @@ template <typename T, int kMost, Algorithm kAlgorithm, bool kOnce, typename Get,
 class Exchange {
  public:
   __device__ Exchange(const Peers& peers, const Operands& in, int64_t total, Get get, Join join)
-      : peers_(peers), shared_(in.shared), rounded_(in.rounded), total_(total), get_(get), join_(join), now_(peers.state->progress) {}
+      : peers_(peers),
+        shared_(in.shared),
+        rounded_(in.rounded),
+        comes_back_(kOnce || peers.multicast != nullptr),
+        total_(total),
+        get_(get),
+        join_(join),
+        now_(peers.state->progress) {}
 
   /** Hands on packets [first, end), by all threads of the block. False, on all of them, if a rank did not come. */
   __device__ bool Begin(int64_t first, int64_t end) {
@@ -47,13 +58,19 @@ class Exchange {
     if (!Meet(peers_, PointOf(now_.epoch, 0))) return false;
     if constexpr (kAlgorithm == Algorithm::kOneShot) return true;
     const int64_t share = first + FirstOf(end - first, peers_.rank + 1, peers_.ranks);
+    if (peers_.multicast != nullptr) FenceToAll();
     for (int64_t at = first + FirstOf(end - first, peers_.rank, peers_.ranks) + threadIdx.x; at < share; at += blockDim.x) {
       const Packet result = Read(at);
+      if (peers_.multicast != nullptr) {
+        StoreToAll(peers_.OfAll(own + at), result);
+        continue;
+      }
 #pragma unroll
       for (int r = 0; r < kMost; r++) {
         if (r < peers_.ranks) Store(peers_.Data(r, now_.epoch) + at, result);
       }
     }
+    if (peers_.multicast != nullptr) FenceToAll();
     return Meet(peers_, PointOf(now_.epoch, 1));
   }
 
@@ -135,6 +152,7 @@ class Exchange {
     for (int i = 0; i < 4; i++) {
       if (packet.word[i] == kNothing) packet.word[i] = kNothing >> 1;
     }
+    if (peers_.multicast != nullptr) return StoreToAll(peers_.OfAll(Place(peers_.rank, peers_.rank, at)), packet);
     for (int r = 0; r < peers_.ranks; r++) {
       if (kOnce || r != peers_.rank) StoreRelaxed(Place(r, peers_.rank, at), packet);
     }
@@ -142,7 +160,7 @@ class Exchange {
 
   __device__ bool Receive(int64_t at, Packet& result) {
     Packet own{};
-    if constexpr (!kOnce) own = get_(peers_.rank, at);
+    if (!comes_back_) own = get_(peers_.rank, at);
     return Sum(at, result, [&](int first, Parts& part) { return Await(at, own, first, part); });
   }
 
@@ -152,13 +170,13 @@ class Exchange {
 #pragma unroll
       for (int i = 0; i < kAtOnce<kMost>; i++) {
         const int r = first + i;
-        if (r < peers_.ranks) part[i] = !kOnce && r == peers_.rank ? own : LoadRelaxed(Place(peers_.rank, r, at));
+        if (r < peers_.ranks) part[i] = !comes_back_ && r == peers_.rank ? own : LoadRelaxed(Place(peers_.rank, r, at));
       }
       uint32_t missing = 0;
 #pragma unroll
       for (int i = 0; i < kAtOnce<kMost>; i++) {
         const int r = first + i;
-        if (r >= peers_.ranks || (!kOnce && r == peers_.rank)) continue;
+        if (r >= peers_.ranks || (!comes_back_ && r == peers_.rank)) continue;
 #pragma unroll
         for (int k = 0; k < 4; k++) missing |= part[i].word[k] == kNothing ? 1u << r : 0u;
       }
@@ -172,6 +190,8 @@ class Exchange {
 
   const Peers& peers_;
   const bool shared_, rounded_;
+  /** Of packets: this rank's own are waited for as well, so that they have come before its next call empties their places. */
+  const bool comes_back_;
   const int64_t total_;
   Get get_;
   Join join_;

@@ -31,6 +31,7 @@ class Device : public std::enable_shared_from_this<Device> {
   void EnablePeer(const Device& peer);
 
   ContextHandle context() const { return context_; }
+  DeviceHandle handle() const { return handle_; }
 
   /** The context is of no more use; what is freed has gone with it. Who opens the device next gets a new one. */
   void Lose() { lost_ = true; }

@@ -34,6 +34,9 @@ Driver::Driver(std::string path) : path_(std::move(path)) {
   name = reinterpret_cast<Result(*) parameters>(dlsym(library, #name)); \
   if (!name && lacking.empty()) lacking = #name;
   RANKMESH_CUDA_FUNCTIONS(RANKMESH_LOAD)
+  std::swap(lacking, no_multicast_);
+  RANKMESH_CUDA_MULTICAST_FUNCTIONS(RANKMESH_LOAD)
+  std::swap(lacking, no_multicast_);
 #undef RANKMESH_LOAD
   // What a driver lacks says less than its version.
   if (cuDriverGetVersion && cuDriverGetVersion(&version_) == kSuccess && version_ < kOldest)

@@ -19,12 +19,38 @@ using EventHandle = struct CUevent_st*;
 using GraphHandle = struct CUgraph_st*;
 using GraphExecHandle = struct CUgraphExec_st*;
 
+/** Memory of a device, or a multicast, that has no address yet. */
+using MemoryHandle = unsigned long long;
+
 struct Uuid {
   unsigned char bytes[16];
 };
 struct IpcHandle {
   unsigned char bytes[64];
 };
+/** Where memory lies: `type` is kOnDevice. */
+struct MemoryLocation {
+  int type;
+  int device;
+};
+struct MemoryProperties {
+  int type;
+  int handle_types;
+  MemoryLocation location;
+  void* security;
+  unsigned char flags[8];
+};
+struct MemoryAccess {
+  MemoryLocation location;
+  int flags;
+};
+struct MulticastProperties {
+  unsigned devices;
+  size_t bytes;
+  unsigned long long handle_types;
+  unsigned long long flags;
+};
+static_assert(sizeof(MemoryProperties) == 32 && sizeof(MemoryAccess) == 12 && sizeof(MulticastProperties) == 32);
 
 constexpr Result kSuccess = 0;
 constexpr Result kOutOfMemory = 2;
@@ -32,12 +58,14 @@ constexpr Result kNoDevice = 100;
 constexpr Result kNotFound = 500;
 constexpr Result kNotReady = 600;
 constexpr Result kPeerAccessAlreadyEnabled = 704;
+constexpr Result kNotSupported = 801;
 
 /** The numbers of CUdevice_attribute that are asked for. */
 constexpr int kMultiprocessorCount = 16;
 constexpr int kUnifiedAddressing = 41;
 constexpr int kComputeCapabilityMajor = 75;
 constexpr int kComputeCapabilityMinor = 76;
+constexpr int kMulticastSupported = 132;
 
 constexpr unsigned kStreamNonBlocking = 1;
 constexpr unsigned kEventTimed = 0;
@@ -48,6 +76,14 @@ constexpr unsigned kHostPortable = 1;
 constexpr unsigned kHostDeviceMap = 2;
 constexpr unsigned kIpcLazyPeerAccess = 1;
 constexpr int kMaxDynamicSharedBytes = 8;
+/** The architecture that a kernel was compiled to PTX for, such as 90. */
+constexpr int kPtxVersion = 5;
+constexpr int kOnDevice = 1;
+constexpr int kPinnedMemory = 1;
+/** Handles of memory that may become file descriptors. */
+constexpr int kFileDescriptors = 1;
+constexpr int kReadWrite = 3;
+constexpr int kLeastGranularity = 0;
 /** Calls that others make meanwhile are not looked at. */
 constexpr int kCaptureRelaxed = 2;
 
@@ -105,6 +141,22 @@ constexpr int kCaptureRelaxed = 2;
   F(cuGraphExecDestroy, (GraphExecHandle exec))                                                                                                    \
   F(cuGraphDestroy, (GraphHandle graph))
 
+/** Of drivers that know multicasts; others have some of these or none. */
+#define RANKMESH_CUDA_MULTICAST_FUNCTIONS(F)                                                                                                        \
+  F(cuFuncGetAttribute, (int* value, int attribute, FunctionHandle function))                                                                      \
+  F(cuMemCreate, (MemoryHandle * handle, size_t bytes, const MemoryProperties* properties, unsigned long long flags))                              \
+  F(cuMemRelease, (MemoryHandle handle))                                                                                                           \
+  F(cuMemAddressReserve, (DevicePointer * pointer, size_t bytes, size_t alignment, DevicePointer at, unsigned long long flags))                    \
+  F(cuMemAddressFree, (DevicePointer pointer, size_t bytes))                                                                                       \
+  F(cuMemMap, (DevicePointer pointer, size_t bytes, size_t offset, MemoryHandle handle, unsigned long long flags))                                 \
+  F(cuMemUnmap, (DevicePointer pointer, size_t bytes))                                                                                             \
+  F(cuMemSetAccess, (DevicePointer pointer, size_t bytes, const MemoryAccess* access, size_t count))                                               \
+  F(cuMulticastGetGranularity, (size_t * bytes, const MulticastProperties* properties, int option))                                                \
+  F(cuMulticastCreate, (MemoryHandle * multicast, const MulticastProperties* properties))                                                          \
+  F(cuMulticastAddDevice, (MemoryHandle multicast, DeviceHandle device))                                                                           \
+  F(cuMulticastBindMem, (MemoryHandle multicast, size_t at, MemoryHandle memory, size_t offset, size_t bytes, unsigned long long flags))           \
+  F(cuMulticastUnbind, (MemoryHandle multicast, DeviceHandle device, size_t at, size_t bytes))
+
 /** A call that failed, with the driver's name and text for it. */
 struct CudaError : std::runtime_error {
   CudaError(Result code, const std::string& text) : std::runtime_error(text), result(code) {}
@@ -134,18 +186,22 @@ class Driver {
   [[noreturn]] void Fail(Result result, const std::string& what) const;
 
   const std::string& path() const { return path_; }
+  /** The first of the functions of multicasts that the driver lacks; empty where it has all. */
+  const std::string& no_multicast() const { return no_multicast_; }
   /** 1000 * major + 10 * minor. */
   int version() const { return version_; }
   int devices() const { return devices_; }
 
 #define RANKMESH_DECLARE(name, parameters) Result(*name) parameters = nullptr;
   RANKMESH_CUDA_FUNCTIONS(RANKMESH_DECLARE)
+  RANKMESH_CUDA_MULTICAST_FUNCTIONS(RANKMESH_DECLARE)
 #undef RANKMESH_DECLARE
 
  private:
   explicit Driver(std::string path);
 
   std::string path_;
+  std::string no_multicast_;
   int version_ = 0;
   int devices_ = 0;
 };

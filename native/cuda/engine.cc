@@ -23,7 +23,7 @@ uint64_t ThisProcess() {
 struct Exports {
   std::mutex mutex;
   uint64_t next = 1;
-  std::unordered_map<uint64_t, std::weak_ptr<DeviceBlock>> blocks;
+  std::unordered_map<uint64_t, std::weak_ptr<engine::Block>> blocks;
 };
 
 Exports& TheExports() {
@@ -94,6 +94,26 @@ uint32_t Engine::AllocateShared(size_t bytes) {
   return Keep(std::make_shared<SharedBlock>(device_, bytes));
 }
 
+uint32_t Engine::AllocateBindable(size_t bytes, unsigned devices) {
+  device()->Enter();
+  Release(false);
+  return Keep(std::make_shared<BindableBlock>(device_, devices, bytes));
+}
+
+uint32_t Engine::CreateMulticast(size_t bytes, unsigned devices) {
+  device()->Enter();
+  return Keep(std::make_shared<MulticastBlock>(device_, std::make_shared<Multicast>(device_->driver, devices, bytes)));
+}
+
+void Engine::BindMulticast(uint32_t multicast, uint32_t memory) {
+  const auto all = std::dynamic_pointer_cast<MulticastBlock>(Of(multicast));
+  const auto own = std::dynamic_pointer_cast<BindableBlock>(Of(memory));
+  if (!all || !own || own->device != device_ || own->bytes != all->multicast->bytes)
+    throw std::out_of_range("blocks " + std::to_string(multicast) + " and " + std::to_string(memory) + " are no multicast and memory for it");
+  device()->Enter();
+  all->Bind(*own);
+}
+
 void Engine::Free(uint32_t id) {
   const auto found = blocks.find(id);
   if (found == blocks.end()) return;
@@ -159,6 +179,8 @@ void Engine::Leave(std::shared_ptr<Stream> stream) {
   Retire(std::shared_ptr<void>(left, [kept = std::move(stream)](void*) { kept->Close(); }));
 }
 
+std::string Engine::Process() { return std::to_string(ThisProcess()); }
+
 Exported Engine::Export(uint32_t id) const {
   Exported exported{};
   std::memcpy(exported.magic, kMagic, sizeof kMagic);
@@ -168,13 +190,15 @@ Exported Engine::Export(uint32_t id) const {
     exported.bytes = shared->bytes;
     return exported;
   }
-  const auto block = std::dynamic_pointer_cast<DeviceBlock>(Of(id));
-  if (!block) throw std::out_of_range("block " + std::to_string(id) + " is none of this device's own");
+  const auto block = Of(id);
+  const bool is_plain = std::dynamic_pointer_cast<DeviceBlock>(block) != nullptr;
+  if (!is_plain && !std::dynamic_pointer_cast<BindableBlock>(block) && !std::dynamic_pointer_cast<MulticastBlock>(block))
+    throw std::out_of_range("block " + std::to_string(id) + " is none of this device's own");
   device_->Enter();
   exported.process = ThisProcess();
   exported.device = device_->info.uuid;
   exported.bytes = block->bytes;
-  exported.result = device_->driver.cuIpcGetMemHandle(&exported.handle, PointerOf(block->data));
+  exported.result = is_plain ? device_->driver.cuIpcGetMemHandle(&exported.handle, PointerOf(block->data)) : kNotSupported;
   Exports& exports = TheExports();
   const std::lock_guard lock(exports.mutex);
   std::erase_if(exports.blocks, [](const auto& entry) { return entry.second.expired(); });
@@ -199,13 +223,18 @@ uint32_t Engine::Import(const Exported& exported) {
     return Keep(std::make_shared<ImportedBlock>(device_, exported.handle, exported.bytes));
   }
   Exports& exports = TheExports();
-  std::shared_ptr<DeviceBlock> block;
+  std::shared_ptr<engine::Block> block;
   {
     const std::lock_guard lock(exports.mutex);
     block = exports.blocks[exported.number].lock();
   }
   if (!block) throw std::out_of_range("what is to be imported has been freed");
-  if (block->device != device_) device_->EnablePeer(*block->device);
+  if (const auto all = std::dynamic_pointer_cast<MulticastBlock>(block)) return Keep(std::make_shared<MulticastBlock>(device_, all->multicast));
+  if (const auto bindable = std::dynamic_pointer_cast<BindableBlock>(block)) {
+    if (bindable->device != device_) bindable->Allow(*device_);
+  } else if (const auto plain = std::dynamic_pointer_cast<DeviceBlock>(block); plain->device != device_) {
+    device_->EnablePeer(*plain->device);
+  }
   return Keep(block);
 }
 

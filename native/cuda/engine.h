@@ -6,6 +6,7 @@
 #include <optional>
 
 #include "cublas.h"
+#include "multicast.h"
 #include "stream.h"
 
 namespace rankmesh::cuda {
@@ -40,6 +41,12 @@ class Engine final : public engine::Registry {
   uint32_t Allocate(size_t bytes);
   uint32_t AllocateHost(size_t bytes);
   uint32_t AllocateShared(size_t bytes);
+  /** Memory of the device for a multicast of so many devices. */
+  uint32_t AllocateBindable(size_t bytes, unsigned devices);
+  /** A multicast, and of it this device, the first one; the others import it. Throws CudaError. */
+  uint32_t CreateMulticast(size_t bytes, unsigned devices);
+  /** Once all devices have it. Throws CudaError. */
+  void BindMulticast(uint32_t multicast, uint32_t memory);
   /** Takes memory back once what has been submitted has run. */
   void Free(uint32_t id);
   /** As Free, of anything that what has been submitted may use. */
@@ -63,6 +70,9 @@ class Engine final : public engine::Registry {
       Fail(error, *device_);
     }
   }
+
+  /** Names this process: alike in all of its threads, and nowhere else. */
+  static std::string Process();
 
   Exported Export(uint32_t id) const;
   /** Throws CudaError, or Unavailable where this device cannot access the memory. */

@@ -79,9 +79,10 @@ Napi::Value AllocateHost(Napi::Env env, Engine& engine, Napi::Value byte_length)
 }
 
 /** A failure is none of the device: it goes on without such memory. */
-uint32_t AllocateShared(Napi::Env env, Engine& engine, size_t bytes) {
+template <typename Allocate>
+uint32_t AllocatedAside(Napi::Env env, Allocate allocate) {
   try {
-    return engine.AllocateShared(bytes);
+    return allocate();
   } catch (const CudaError& failed) {
     if (failed.result == kOutOfMemory) throw Napi::RangeError::New(env, failed.what());
     throw;
@@ -172,6 +173,35 @@ Napi::Value ImportMemory(Napi::Env env, Engine& engine, Napi::Value value) {
   return result;
 }
 
+void AddMulticasts(Napi::Object object, const std::shared_ptr<Engine>& engine) {
+  const auto add = [&](const char* name, auto call) { object.Set(name, Napi::Function::New(object.Env(), call, name)); };
+  const auto devices_of = [](Napi::Value value) { return static_cast<unsigned>(IntegerOf(value, "devices", 1, 1 << 16)); };
+  add("multicast", [engine](const Napi::CallbackInfo& info) {
+    const std::string obstacle = Guarded(info.Env(), [&] { return MulticastObstacle(*engine->device()); });
+    auto result = Napi::Object::New(info.Env());
+    result.Set("available", obstacle.empty());
+    result.Set("detail", obstacle);
+    return result;
+  });
+  add("allocateBindable", [engine, devices_of](const Napi::CallbackInfo& info) {
+    const size_t bytes = BytesOf(info[0], "byteLength", 1);
+    const unsigned devices = devices_of(info[1]);
+    auto result = Napi::Object::New(info.Env());
+    result.Set("id", Guarded(info.Env(), [&] { return AllocatedAside(info.Env(), [&] { return engine->AllocateBindable(bytes, devices); }); }));
+    return result;
+  });
+  add("createMulticast", [engine, devices_of](const Napi::CallbackInfo& info) {
+    const size_t bytes = BytesOf(info[0], "byteLength", 1);
+    const unsigned devices = devices_of(info[1]);
+    auto result = Napi::Object::New(info.Env());
+    result.Set("id", Guarded(info.Env(), [&] { return engine->CreateMulticast(bytes, devices); }));
+    return result;
+  });
+  add("bindMulticast", [engine](const Napi::CallbackInfo& info) {
+    Guarded(info.Env(), [&] { engine->BindMulticast(IdOf(info[0]), IdOf(info[1])); });
+  });
+}
+
 Napi::Value CreateCudaEngine(const Napi::CallbackInfo& info) {
   const auto env = info.Env();
   const auto index = static_cast<int>(IntegerOf(info[0], "index", 0, 1 << 16));
@@ -183,6 +213,7 @@ Napi::Value CreateCudaEngine(const Napi::CallbackInfo& info) {
   const DeviceInfo& device = engine->device()->info;
   Describe(object, device);
   object.Set("machine", MachineName());
+  object.Set("process", Engine::Process());
   object.Set("kernels", "sm_" + std::to_string(device.capability[0]) + std::to_string(device.capability[1]) + (engine->blas ? ", cuBLASLt" : ""));
   add("allocate", [engine](const Napi::CallbackInfo& info) {
     const size_t bytes = BytesOf(info[0], "byteLength", 1);
@@ -195,9 +226,10 @@ Napi::Value CreateCudaEngine(const Napi::CallbackInfo& info) {
   add("allocateShared", [engine](const Napi::CallbackInfo& info) {
     const size_t bytes = BytesOf(info[0], "byteLength", 1);
     auto result = Napi::Object::New(info.Env());
-    result.Set("id", Guarded(info.Env(), [&] { return AllocateShared(info.Env(), *engine, bytes); }));
+    result.Set("id", Guarded(info.Env(), [&] { return AllocatedAside(info.Env(), [&] { return engine->AllocateShared(bytes); }); }));
     return result;
   });
+  AddMulticasts(object, engine);
   add("free", [engine](const Napi::CallbackInfo& info) {
     // What views the buffer sees nothing from now on.
     if (info[1].IsArrayBuffer()) info[1].As<Napi::ArrayBuffer>().Detach();

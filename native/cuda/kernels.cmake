@@ -33,10 +33,20 @@ if(usable)
   list(REMOVE_DUPLICATES usable)
   list(SORT usable COMPARE NATURAL)
   message(STATUS "CUDA kernels for sm_${usable}: a minute or more on few processors; RANKMESH_CUDA_ARCHS=off leaves them out")
-  # The code is the same for all: it is brought to PTX once, for the oldest; newer devices than are listed use that.
-  list(GET usable 0 oldest)
-  list(TRANSFORM usable PREPEND sm_ OUTPUT_VARIABLE codes)
-  string(REPLACE ";" "," codes "compute_${oldest};${codes}")
+  # The code is brought to PTX once for the oldest, and once for the oldest that has multicasts; newer devices than are listed use that.
+  set(plain ${usable})
+  set(multicast ${usable})
+  list(FILTER plain INCLUDE REGEX "^[1-8].$")
+  list(FILTER multicast EXCLUDE REGEX "^[1-8].$")
+  set(targets "")
+  foreach(codes IN ITEMS "${plain}" "${multicast}")
+    if(codes)
+      list(GET codes 0 oldest)
+      list(TRANSFORM codes PREPEND sm_)
+      string(REPLACE ";" "," codes "compute_${oldest};${codes}")
+      list(APPEND targets "-gencode=arch=compute_${oldest},code=[${codes}]")
+    endif()
+  endforeach()
   file(GLOB sources CONFIGURE_DEPENDS native/cuda/*.cu)
   set(parts "")
   foreach(source IN LISTS sources)
@@ -45,7 +55,7 @@ if(usable)
     file(GLOB headers CONFIGURE_DEPENDS native/cuda/*.cuh native/cuda/*.h native/cuda/ops/*.cuh native/cuda/ops/*.h native/engine/call.h)
     add_custom_command(OUTPUT ${part}
       COMMAND ${CMAKE_COMMAND} -E make_directory ${CMAKE_BINARY_DIR}/kernels
-      COMMAND ${RANKMESH_NVCC} -std=c++20 -O3 -fatbin "-gencode=arch=compute_${oldest},code=[${codes}]" -o ${part} ${source}
+      COMMAND ${RANKMESH_NVCC} -std=c++20 -O3 -fatbin ${targets} -o ${part} ${source}
       DEPENDS ${source} ${headers} VERBATIM COMMENT "CUDA kernels of ${name}.cu")
     list(APPEND parts ${part})
   endforeach()

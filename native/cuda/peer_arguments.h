@@ -102,6 +102,8 @@ struct Peers {
   uint32_t* told;
   /** This rank's. */
   State* state;
+  /** Where this rank's device stores to the same place of all ranks' memories at once, and never reads; or null. */
+  std::byte* multicast;
 
   RANKMESH_BOTH uint64_t* Flag(int of, int block, int by) const { return reinterpret_cast<uint64_t*>(memory[of]) + block * kMaxRanks + by; }
   RANKMESH_BOTH uint32_t* Alarm(int of) const { return reinterpret_cast<uint32_t*>(memory[of] + kAlarmAt); }
@@ -112,6 +114,10 @@ struct Peers {
   /** The third for packets of the call after `turn` others. */
   RANKMESH_BOTH Packet* Third(int of, uint32_t turn) const {
     return reinterpret_cast<Packet*>(memory[of] + LamportAt(sizes) + turn % 3 * sizes.lamport_bytes);
+  }
+  /** The place of all ranks' memories that `own` is of this rank's. */
+  RANKMESH_BOTH Packet* OfAll(Packet* own) const {
+    return reinterpret_cast<Packet*>(multicast + (reinterpret_cast<std::byte*>(own) - memory[rank]));
   }
 };
 

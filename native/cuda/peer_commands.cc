@@ -1,6 +1,6 @@
 // Reads the words of the peers' commands. All begin alike: way, blocks, ranks, rank, bytes of an operand and of a third of packets in the
-// workspaces, nanoseconds that a wait may take. All operands come last: the ranks' workspaces, this rank's state, where the host is told, and the
-// others.
+// workspaces, nanoseconds that a wait may take, whether there is a multicast. All operands come last: the ranks' workspaces, this rank's state,
+// where the host is told, the multicast of the workspaces, and the others.
 #include "peer_commands.h"
 
 #include <algorithm>
@@ -32,6 +32,7 @@ constexpr double kMostRows = 1ull << 32;
 struct Head {
   Algorithm way;
   unsigned blocks;
+  bool multicast;
   Peers peers{};
 
   const char* Of(const Names& names, int type) const {
@@ -52,6 +53,7 @@ Head ReadHead(Reader& reader, bool by_two_shot) {
   head.peers.sizes.lamport_bytes = static_cast<uint64_t>(reader.Size());
   if (head.peers.sizes.data_bytes % 128 != 0 || head.peers.sizes.lamport_bytes % 128 != 0) reader.Fail("sizes that are not aligned");
   head.peers.limit = static_cast<uint64_t>(reader.Size(1ull << 53));
+  head.multicast = reader.Size(1) != 0;
   return head;
 }
 
@@ -66,10 +68,12 @@ class Placing {
     return there ? at : nullptr;
   }
 
-  void Workspaces(Peers& peers) {
+  void Workspaces(Head& head) {
+    Peers& peers = head.peers;
     for (int r = 0; r < peers.ranks; r++) peers.memory[r] = Place(static_cast<double>(WorkspaceBytes(peers.sizes)), 128);
     peers.state = reinterpret_cast<State*>(Place(sizeof(State), alignof(State)));
     peers.told = reinterpret_cast<uint32_t*>(Place(4, 4));
+    peers.multicast = Place(static_cast<double>(WorkspaceBytes(peers.sizes)), 128, head.multicast);
   }
 
   template <typename Args>
@@ -98,7 +102,7 @@ void CheckFits(const Reader& reader, const Head& head, double rows, double n, do
   if (bytes * (packets ? head.peers.ranks : 1) > room) reader.Fail("more than the workspaces hold");
 }
 
-/** ..., count; type; rounded; workspaces, state, told, x, y */
+/** ..., count; type; rounded; workspaces, state, told, multicast, x, y */
 void ReadReduce(Reader& reader, engine::Command& command) {
   Head head = ReadHead(reader, true);
   const double count = reader.Size(), size = reader.Float();
@@ -106,7 +110,7 @@ void ReadReduce(Reader& reader, engine::Command& command) {
   CheckFits(reader, head, 1, count, size);
   Placing operands(reader, command);
   SumArgs args{};
-  operands.Workspaces(head.peers);
+  operands.Workspaces(head);
   args.peers = head.peers;
   args.in.of[head.peers.rank] = operands.Place(count * size, size);
   args.in.rounded = rounded;
@@ -190,13 +194,13 @@ void PlaceRows(Placing& operands, Rows& rows) {
   args.pre_gamma = operands.Place(n * rows.size, rows.size, rows.pre);
 }
 
-/** ..., rows; workspaces, state, told, x, rows' operands */
+/** ..., rows; workspaces, state, told, multicast, x, rows' operands */
 void ReadNorm(Reader& reader, engine::Command& command) {
   Head head = ReadHead(reader, true);
   Rows rows = ReadRows(reader, head);
   Placing operands(reader, command);
   NormArgs& args = rows.args;
-  operands.Workspaces(head.peers);
+  operands.Workspaces(head);
   args.peers = head.peers;
   args.in.of[head.peers.rank] = operands.Place(static_cast<double>(args.all * args.n) * rows.size, rows.size);
   PlaceRows(operands, rows);
@@ -205,7 +209,10 @@ void ReadNorm(Reader& reader, engine::Command& command) {
   operands.Kernel(head.Of(names, command.call.types[0]), head.blocks, threads, args);
 }
 
-/** ..., rows; expert rows, k; routed; type of scale; has scale, index, shared; workspaces, state, told, rows, scale, index, shared, rows' operands */
+/**
+ * ..., rows; expert rows, k; routed; type of scale; has scale, index, shared; workspaces, state, told, multicast, rows, scale, index, shared, rows'
+ * operands
+ */
 void ReadMoe(Reader& reader, engine::Command& command) {
   Head head = ReadHead(reader, false);
   Rows rows = ReadRows(reader, head);
@@ -219,7 +226,7 @@ void ReadMoe(Reader& reader, engine::Command& command) {
   if (rows.pre) reader.Fail("a norm that its kernel does not know");
   if (!has_index && count != k * all) reader.Fail("experts without an index, whose rows are not one for each token");
   Placing operands(reader, command);
-  operands.Workspaces(head.peers);
+  operands.Workspaces(head);
   experts.rows = operands.Place(count * n * rows.size, rows.size);
   experts.scale = operands.Place(all * k * scale_size, scale_size, has_scale);
   experts.index = reinterpret_cast<const int32_t*>(operands.Place(all * k * 4, 4, has_index));
@@ -233,7 +240,7 @@ void ReadMoe(Reader& reader, engine::Command& command) {
   operands.Kernel(head.Of(kMoe, command.call.types[0]), head.blocks, threads, args);
 }
 
-/** ..., rows, unit, pitch of x and of y; of each rank row, first, count, from, width, start; has y; workspaces, state, told, x, y */
+/** ..., rows, unit, pitch of x and of y; of each rank row, first, count, from, width, start; has y; workspaces, state, told, multicast, x, y */
 void ReadGather(Reader& reader, engine::Command& command) {
   Head head = ReadHead(reader, false);
   GatherArgs args{};
@@ -254,7 +261,7 @@ void ReadGather(Reader& reader, engine::Command& command) {
   if (in_pitch < own || (gaps * std::max(in_pitch, pitch) + end + own) * unit > Reader::kMost) reader.Fail("rows that do not fit");
   const bool wanted = reader.Size(1) != 0;
   Placing operands(reader, command);
-  operands.Workspaces(head.peers);
+  operands.Workspaces(head);
   args.peers = head.peers;
   args.in_pitch = static_cast<int64_t>(in_pitch), args.pitch = static_cast<int64_t>(pitch);
   const bool brings = rows > 0 && own > 0, gets = rows > 0 && end > 0;

@@ -62,6 +62,22 @@ __device__ inline Packet LoadRelaxed(const Packet* from) {
   return p;
 }
 
+/**
+ * As StoreRelaxed, to an address of a multicast: to the memory of all its devices. There from devices of capability 9.0 on, in kernels that are
+ * compiled for those: the host gives others no such address.
+ */
+__device__ inline void StoreToAll([[maybe_unused]] Packet* to, [[maybe_unused]] const Packet& p) {
+#if __CUDA_ARCH__ >= 900
+  // Named as floats, whose bits it moves.
+  asm volatile("multimem.st.relaxed.sys.global.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(to), "f"(__uint_as_float(p.word[0])),
+               "f"(__uint_as_float(p.word[1])), "f"(__uint_as_float(p.word[2])), "f"(__uint_as_float(p.word[3]))
+               : "memory");
+#endif
+}
+
+/** Orders this thread's stores to addresses of a multicast, before and after, with accesses of the same memory by its own address. */
+__device__ inline void FenceToAll() { asm volatile("fence.acq_rel.sys;\n\tfence.proxy.alias;" ::: "memory"); }
+
 __device__ inline Packet Load(const Packet* from) {
   const uint4 v = *reinterpret_cast<const uint4*>(from);
   return {{v.x, v.y, v.z, v.w}};

@@ -159,12 +159,25 @@ export interface CudaDeviceInfo {
 export interface CudaEngine extends Engine, CudaDeviceInfo {
   /** Names the machine: the same in all processes there, and nowhere else. */
   machine: string
+  /** Names the process: the same in all of its threads, and nowhere else. */
+  process: string
   allocateHost(byteLength: number): { id: number; buffer: ArrayBuffer }
   /**
    * Pinned memory of the system, of zeroes, that kernels of this device use, and those of all devices of the machine that import it, whether they
    * reach each other or not. @throws RangeError where there is none left, Error where the driver does not take it.
    */
   allocateShared(byteLength: number): { id: number }
+  /** Whether one store of a kernel can reach memory of several devices, this one among them. */
+  multicast(): Feature
+  /**
+   * A multicast to memory of so many devices, this one the first, of engines in any thread of this process. The others import what `exportMemory` gives of it.
+   * Commands store there once all have bound memory. @throws Error with the driver's text
+   */
+  createMulticast(byteLength: number, devices: number): { id: number }
+  /** Memory of this device that can be bound to a multicast of so many devices. @throws RangeError where there is none left, Error */
+  allocateBindable(byteLength: number, devices: number): { id: number }
+  /** Once all devices have imported the multicast; `free` of all that use the memory ends it. @throws Error with the driver's text */
+  bindMulticast(multicast: number, memory: number): void
   /** What another rank needs to import the block, of this device's own or shared memory, in whatever thread or process of this machine. */
   exportMemory(id: number): Uint8Array<ArrayBuffer>
   /** Another rank's block, as one of this engine; `free` lets go of it. @throws where the devices cannot access each other, with the driver's text. */

@@ -6,7 +6,7 @@ import { alike, runRanks } from './groups.mjs'
 /** By which a group over the devices' memory describes itself. */
 const PEERS = "kernels over the devices' memory"
 
-export async function run(report, { seed, quick, sanitized, devices }) {
+export async function run(report, { seed, quick, sanitized, devices, addon }) {
   const counts = quick ? [2] : [1, 2, 4, 8]
   const shapes = quick
     ? [
@@ -51,5 +51,27 @@ export async function run(report, { seed, quick, sanitized, devices }) {
         )
       })
     }
+  }
+  // One store that reaches all GPUs, and the bits without.
+  for (const placement of ['local', 'thread']) {
+    await report.check(`${names.length} ranks on ${names.length} GPUs by multicast, ${placement}`, async () => {
+      if (names.length < 2) throw new Skip('there is one GPU')
+      for (const { index } of devices) {
+        const engine = addon.createCudaEngine(index)
+        const { available, detail } = engine.multicast()
+        engine.close()
+        if (!available) throw new Skip(detail)
+      }
+      const wide = shapes.map(([rows, n]) => [rows, n * names.length])
+      const group = { ...plan, shapes: wide, placement, ranks: names.length, devices: names }
+      const by = await runRanks(group, { seconds })
+      const [{ about }] = by
+      const refused = /without multicast \((.*)\)/.exec(about)
+      if (refused) throw new Skip(refused[1])
+      if (!about.includes('by multicast')) throw new Error(`expected ranks with a multicast, and they are ${about}`)
+      const pinned = await runRanks({ ...group, backend: 'cuda-ipc', memory: 'pinned' }, { seconds })
+      alike([...by, ...pinned])
+      return about
+    })
   }
 }

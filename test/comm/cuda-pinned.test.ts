@@ -92,7 +92,14 @@ describe.skipIf(reason !== '')(`where the memory lies${reason}`, () => {
 })
 
 describe('the choice of memory, and of ways', () => {
-  const reach = (uuid: string, peers: string[], machine = 'm'): Reach => ({ uuid, peers: [uuid, ...peers], machine, multiprocessors: 1 })
+  const reach = (uuid: string, peers: string[], machine = 'm'): Reach => ({
+    uuid,
+    peers: [uuid, ...peers],
+    machine,
+    process: 'p',
+    noMulticast: null,
+    multiprocessors: 1,
+  })
 
   it('is that of the devices where all reach all, else pinned within a machine', () => {
     expect(homeOf([reach('a', ['b']), reach('b', ['a'])])).toEqual({ home: 'device' })
@@ -106,7 +113,7 @@ describe('the choice of memory, and of ways', () => {
   it('over a bus takes what crosses it least', () => {
     for (let ranks = 2; ranks <= 16; ranks++) {
       const bounds = boundsOf('pinned', ranks)
-      const plan: PeerPlan = { ranks, home: 'pinned', bounds, blocks: 1, dataBytes: 8 << 20, packetBytes: 1 << 20 }
+      const plan: PeerPlan = { ranks, home: 'pinned', multicast: false, bounds, blocks: 1, dataBytes: 8 << 20, packetBytes: 1 << 20 }
       const meeting = 32 << 10
       for (let bytes = 16; bytes <= 8 << 20; bytes *= 2) {
         const costs = { packets: (3 * ranks - 2) * bytes, oneShot: ranks * bytes + meeting, twoShot: (4 - 1 / ranks) * bytes + 2 * meeting }

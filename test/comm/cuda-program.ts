@@ -1,4 +1,4 @@
-// Collectives of CUDA ranks for ranks in any placement: `node cuda-program.mjs NAME JSON` runs them in processes and writes what rank 0 found.
+// Collectives of CUDA ranks for ranks in any placement: `node cuda-program.mjs NAME JSON` runs them in processes or threads and writes what rank 0 found.
 import { createHash } from 'node:crypto'
 import { writeSync } from 'node:fs'
 import { AllReduceFusionPattern as P } from '../../runtime/comm/fusion/patterns.ts'
@@ -60,8 +60,9 @@ async function orphan({ rank, comm, device }: RankContext): Promise<{ code: stri
 
 const [name, json] = process.argv.slice(2)
 if (name === 'collectives' || name === 'orphan') {
-  const { devices, start } = JSON.parse(json as string) as { devices: string[]; start: number }
-  const options = { ranks: 2, placement: 'process' as const, devices, timeoutMs: 60_000 }
+  const given = JSON.parse(json as string) as { devices: string[]; start: number; placement?: 'process' | 'thread' }
+  const { devices, start, placement = 'process' } = given
+  const options = { ranks: 2, placement, devices, timeoutMs: 60_000 }
   if (name === 'collectives') {
     await launch(options, async (context) => {
       const found = await collectives(context, start)

@@ -62,6 +62,19 @@ describe.skipIf(built === null)(`the doubles of CUDA's libraries${why === '' ? '
     expect((await check(what)).said).toMatch(said)
   })
 
+  it('stores to all memory that is bound to a multicast, and gives all of it back', async () => {
+    const { said, control } = await check('multicast', 'multicast 1')
+    expect(said).toBe('')
+    expect(control.counts()).toMatchObject({ virtual: 0, multicastStores: 200, allocations: 0, reports: 0 })
+  })
+
+  it.each([
+    ['unbound', /kernel double_to_all touches 0x/],
+    ['read-multicast', /kernel double_add touches 0x/],
+  ])('loses a device to a multicast that is %s', async (what, said) => {
+    expect((await check(what, 'multicast 1')).said).toMatch(said)
+  })
+
   it('finds bytes next to memory that were written', async () => {
     const { said, control } = await check('slack')
     expect(said).toMatch(/bytes next to 8 bytes of memory at 0x\w+ were written/)

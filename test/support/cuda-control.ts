@@ -12,6 +12,8 @@ const COUNTS = [
   'libraries',
   'imports',
   'registered',
+  'virtual',
+  'multicastStores',
   'kernels',
   'copies',
   'reports',

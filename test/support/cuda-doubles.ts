@@ -37,6 +37,7 @@ const DRIVER = [
   'driver',
   'driver_errors',
   'driver_memory',
+  'driver_multicast',
   'driver_streams',
   'driver_kernels',
   'driver_graphs',
@@ -66,7 +67,11 @@ export function obstacle(): string {
 export async function buildDoubles(): Promise<Doubles> {
   mkdirSync(cache, { recursive: true })
   forget()
-  const headers = [...listed(doubles, /\.h$/), ...listed(emulation, /^(emulation|swift|thread|fiber)\.h$/), join(kernels, 'platform.cuh')]
+  const headers = [
+    ...listed(doubles, /\.h$/),
+    ...listed(emulation, /^(emulation|multicasts|swift|thread|fiber)\.h$/),
+    join(kernels, 'platform.cuh'),
+  ]
   const all = listed(kernels, /\.cuh$|(_list|_arguments)\.h$/)
   const ops = listed(join(kernels, 'ops'), /\.(cuh|h)$/)
   const objects = [

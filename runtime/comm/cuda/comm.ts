@@ -32,10 +32,10 @@ import { Doubt } from './doubt.ts'
 import { cudaFusion } from './fusion.ts'
 import { CudaGroup } from './group.ts'
 import type { Member } from './member.ts'
-import { PeerMemory } from './memory.ts'
+import { type Exported, PeerMemory } from './memory.ts'
 import { allGather, allGatherV, broadcast, broadcastInto, gather } from './move.ts'
 import { boundsOf, MOST_BLOCKS, type PeerPlan, type PeerRoom, roomFor } from './plan.ts'
-import { HOMES, type Home, homeOf, type Reach, reachOf } from './reach.ts'
+import { HOMES, type Home, homeOf, noMulticast, type Reach, reachOf } from './reach.ts'
 import { record, records } from './recording.ts'
 import { adds, allReduce, allReduceResidualBiasRMSNorm, norms, reduce, reduceScatter, reduceScatterV } from './reduce.ts'
 import { rowsFit } from './rows.ts'
@@ -77,13 +77,11 @@ export class CudaComm extends StagedComm {
   readonly #fused: FusionEngine<Staging, Operand>
 
   /** Programs use `create`. */
-  private constructor(host: GroupHost, device: CudaDevice, memory: PeerMemory, common: CudaCommon, options: CudaOptions) {
+  private constructor(host: GroupHost, device: CudaDevice, memory: PeerMemory, doubt: Doubt, common: CudaCommon, options: CudaOptions) {
     super(host, device, common)
     this.#told = common.told
     this.#options = options
     this.#fused = cudaFusion(common.group, fusionEngine(common.group))
-    const doubt = new Doubt(device.queue)
-    common.group.enter(host.rank, memory, doubt)
     common.told.add(memory)
     const guard = common.told.guard(doubt)
     this.#guard = guard
@@ -127,7 +125,9 @@ export class CudaComm extends StagedComm {
     const call = `createDeviceComm(cuda-ipc, ${given.join(', ')})`
     const common = await host.meet<Entering, CudaCommon>(call, offer, complete as never, {}, outline as never)
     const own = await joined(host, device as CudaDevice, common.group.plan)
-    return new CudaComm(host, device as CudaDevice, own, common, options)
+    const doubt = new Doubt((device as CudaDevice).queue)
+    common.group.enter(host.rank, own, doubt)
+    return new CudaComm(host, device as CudaDevice, own, doubt, common, options)
   }
 
   override allReduce(x: Tensor, options?: AllReduceOptions): Promise<Tensor> {
@@ -220,7 +220,9 @@ export class CudaComm extends StagedComm {
     const devices = group.sites.map(({ adapter, ranks }) => `${ranks.length} on ${adapter}`).join(', ')
     const joined = host.wire ? `, joined by ${host.wire.about}` : ''
     const where = (group as CudaGroup).plan.home === 'device' ? "the devices' memory" : 'pinned memory'
-    return `${this.size} rank${this.size === 1 ? '' : 's'} (${devices}${joined}): reductions by kernels over ${where}`
+    const { multicast, refused } = (group as CudaGroup).memoryOf(this.rank)
+    const how = multicast ? ', stores to all at once by multicast' : refused === null ? '' : `, without multicast (${refused})`
+    return `${this.size} rank${this.size === 1 ? '' : 's'} (${devices}${joined}): reductions by kernels over ${where}${how}`
   }
 
   override destroy(): void {
@@ -242,31 +244,42 @@ export class CudaComm extends StagedComm {
 /** A group that a program has let go of without a word leaves as well. */
 const unheld = new FinalizationRegistry<() => void>((leave) => leave())
 
-/** A rank's memory, once all have all others': nobody's kernel writes to that of a rank that is not part of it. */
+/** A rank's memory, once all have all others': with a multicast, where the plan has it and no rank's driver refuses it. */
 async function joined(host: GroupHost, device: CudaDevice, plan: PeerPlan): Promise<PeerMemory> {
+  const first = await joinedBy(host, device, plan)
+  const own = plan.multicast && typeof first === 'string' ? await joinedBy(host, device, { ...plan, multicast: false }) : first
+  if (typeof own === 'string') throw new BackendUnavailableError(`These ranks cannot be joined by memory that all have: ${own}`)
+  if (typeof first === 'string') own.refused = first
+  return own
+}
+
+/** Nobody's kernel writes to memory of a rank that is not part of it. Why that cannot be, alike on all ranks, where a driver refuses something. */
+async function joinedBy(host: GroupHost, device: CudaDevice, plan: PeerPlan): Promise<PeerMemory | string> {
   let own: PeerMemory | undefined
-  const offer = offerOf((): { exported: Uint8Array | null; why: string | null } => {
+  const offer = offerOf((): { exported: Exported | null; why: string | null } => {
     try {
       own = new PeerMemory(device, plan)
-      return { exported: own.exported(), why: null }
+      return { exported: own.exported(host.rank), why: null }
     } catch (error) {
-      if (!(error instanceof BackendUnavailableError)) throw error
-      return { exported: null, why: error.message } // for all ranks to hear
+      if (!plan.multicast && !(error instanceof BackendUnavailableError)) throw error
+      return { exported: null, why: error instanceof Error ? error.message : String(error) } // for all ranks to hear
     }
   })
   try {
     const all = await host.meet(
-      'createDeviceComm(cuda-ipc), workspaces',
+      `createDeviceComm(cuda-ipc), workspaces${plan.multicast ? ' with a multicast' : ''}`,
       offer,
       (all) => all.map(() => all),
       {},
       (one) => one,
     )
     const refusal = all.find(({ why }) => why !== null)?.why ?? null
-    const whys = await host.allGather(refusal ?? (own as PeerMemory).join(host.rank, all.map(({ exported }) => exported) as Uint8Array[]))
-    const obstacle = whys.find((why) => why !== null)
-    if (obstacle) throw new BackendUnavailableError(`These ranks cannot be joined by memory that all have: ${obstacle}`)
-    return own as PeerMemory
+    const joins = (): string | null => (own as PeerMemory).join(host.rank, all.map(({ exported }) => exported) as Exported[])
+    const find = async (why: string | null): Promise<string | null> => (await host.allGather(why)).find((one) => one !== null) ?? null
+    const obstacle = (await find(refusal ?? joins())) ?? (plan.multicast ? await find((own as PeerMemory).bind(host.rank)) : null)
+    if (obstacle === null) return own as PeerMemory
+    own?.abandon()
+    return obstacle
   } catch (error) {
     own?.abandon()
     throw error
@@ -285,6 +298,7 @@ function commonOf(host: GroupHost, all: readonly (Entering | Outline)[], { room,
     ...(room ?? roomFor(home, host.size)),
     ranks: host.size,
     home,
+    multicast: home === 'device' && noMulticast(reaches) === null,
     bounds,
     blocks: Math.max(1, Math.min(MOST_BLOCKS[home], blocks)),
   }

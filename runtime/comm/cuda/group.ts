@@ -129,8 +129,8 @@ export class CudaGroup extends StagedGroup {
     }
     for (const { rank, numbers, operands, written } of parts) {
       const { queue } = this.cuda(rank)
-      const head = [way, blocks, ranks, rank, dataBytes, ranks * packetBytes, nanoseconds]
-      const { places } = this.memoryOf(rank)
+      const { places, multicast } = this.memoryOf(rank)
+      const head = [way, blocks, ranks, rank, dataBytes, ranks * packetBytes, nanoseconds, Number(multicast)]
       const shifted = written.map((i) => i + places.length)
       this.expect(rank)
       queue.record(op, [...head, ...numbers], [...places, ...operands], shifted)

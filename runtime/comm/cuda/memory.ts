@@ -11,20 +11,29 @@ import { ALARM_AT, LEFT_AT, type PeerPlan, packetsAt, STATE_BYTES, workspaceByte
 export const EXPIRED: number = 1 << 16
 export const ABORTED: number = 1 << 18
 
+/** What one rank gives the others. */
+export interface Exported {
+  own: Uint8Array
+  multicast: Uint8Array | null
+}
+
 export class PeerMemory {
   readonly #device: CudaDevice
   readonly #own: EngineStorage
+  #multicast: EngineStorage | null = null
   readonly #state: EngineStorage
   readonly #imported: EngineStorage[] = []
   readonly #told: Block
   readonly #words: Uint32Array
-  /** The workspaces by rank, this rank's state, and where its kernels tell: the operands that all commands begin with. */
+  /** The workspaces by rank, this rank's state, where its kernels tell, and the multicast: the operands that all commands begin with. */
   readonly places: Place[] = []
   readonly #plan: PeerPlan
+  /** Why there is no multicast, where one was tried first. */
+  refused: string | null = null
   /** Times that all ranks must be seen to have left. */
   #looks = 0
 
-  /** New memory, set up for the first call. @throws ERR_OUT_OF_MEMORY; ERR_BACKEND_UNAVAILABLE where the driver does not pin memory. */
+  /** New memory, set up for the first call. @throws ERR_OUT_OF_MEMORY; ERR_BACKEND_UNAVAILABLE where the driver has none of this kind. */
   constructor(device: CudaDevice, plan: PeerPlan) {
     const { engine, memory } = device
     this.#device = device
@@ -42,30 +51,55 @@ export class PeerMemory {
     engine.fill(this.#own.block.id, packets, bytes - packets, 0xff)
   }
 
-  /** What the other ranks need to import it. */
-  exported(): Uint8Array {
-    return this.#device.engine.exportMemory(this.#own.block.id)
+  /** What the other ranks need to import it, and, of the first rank, the multicast. @throws what the driver says */
+  exported(rank: number): Exported {
+    const { engine, memory } = this.#device
+    const { ranks, multicast } = this.#plan
+    if (multicast && rank === 0) {
+      const bytes = workspaceBytes(this.#plan, ranks)
+      this.#multicast = memory.adopt(engine.createMulticast(bytes, ranks).id, bytes)
+    }
+    return { own: engine.exportMemory(this.#own.block.id), multicast: this.#multicast && engine.exportMemory(this.#multicast.block.id) }
   }
 
   /** Makes the peers' memory this device's too; `exported` by rank. Gives the driver's reason where that cannot be, else null. */
-  join(rank: number, exported: readonly Uint8Array[]): string | null {
+  join(rank: number, exported: readonly Exported[]): string | null {
     const { engine, memory } = this.#device
-    for (const [peer, bytes] of exported.entries()) {
+    for (const [peer, { own: bytes, multicast }] of exported.entries()) {
       let storage = this.#own
       if (peer !== rank) {
         try {
           const { id, byteLength } = engine.importMemory(bytes)
           storage = memory.adopt(id, byteLength)
+          this.#imported.push(storage)
+          if (multicast) this.#multicast = memory.adopt(engine.importMemory(multicast).id, byteLength)
         } catch (cause) {
           const why = cause instanceof Error ? cause.message : String(cause)
           return `rank ${rank} cannot use the memory of rank ${peer}: ${why}`
         }
-        this.#imported.push(storage)
       }
       this.places.push({ block: storage.block, offset: 0 })
     }
-    this.places.push({ block: this.#state.block, offset: 0 }, { block: this.#told, offset: 0 })
+    this.places.push({ block: this.#state.block, offset: 0 }, { block: this.#told, offset: 0 }, this.nothing)
     return null
+  }
+
+  /** Once all ranks have joined: binds this rank's memory to the multicast, if there is one. Gives the driver's reason as `join`. */
+  bind(rank: number): string | null {
+    if (!this.#multicast) return null
+    const { block } = this.#multicast
+    try {
+      this.#device.engine.bindMulticast(block.id, this.#own.block.id)
+    } catch (cause) {
+      return `rank ${rank} cannot bind its memory: ${cause instanceof Error ? cause.message : String(cause)}`
+    }
+    this.places[this.places.length - 1] = { block, offset: 0 }
+    return null
+  }
+
+  /** Whether its kernels store to all workspaces at once. */
+  get multicast(): boolean {
+    return this.#multicast !== null
   }
 
   /** Where nothing is read or written. */
@@ -123,6 +157,8 @@ export class PeerMemory {
 
   #letGo(): void {
     for (const storage of this.#imported.splice(0)) storage.release()
+    this.#multicast?.release()
+    this.#multicast = null
   }
 
   #free(): void {
@@ -136,8 +172,9 @@ export class PeerMemory {
 /** Of groups that have ended, whose ranks have not all left. */
 const retired = new Set<PeerMemory>()
 
-function allocated({ engine, description }: CudaDevice, { home }: PeerPlan, bytes: number): number {
+function allocated({ engine, description }: CudaDevice, { home, multicast, ranks }: PeerPlan, bytes: number): number {
   try {
+    if (multicast) return engine.allocateBindable(bytes, ranks).id
     return home === 'pinned' ? engine.allocateShared(bytes).id : engine.allocate(bytes).id
   } catch (cause) {
     if (cause instanceof RangeError) {

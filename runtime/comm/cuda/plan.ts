@@ -13,6 +13,8 @@ export interface PeerRoom {
 export interface PeerPlan extends PeerRoom {
   ranks: number
   home: Home
+  /** Whether a multicast is tried, of workspaces on devices. */
+  multicast: boolean
   bounds: WayBounds
   /** Most blocks of a kernel, so that those of all ranks on a device can run at once. */
   blocks: number

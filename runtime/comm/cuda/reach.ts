@@ -11,6 +11,10 @@ export interface Reach {
   peers: readonly string[]
   /** Names the machine that it is in. */
   machine: string
+  /** Names the process that it is in. */
+  process: string
+  /** Why its kernels cannot store to memory of several devices at once; null where they can. */
+  noMulticast: string | null
   multiprocessors: number
 }
 
@@ -19,10 +23,19 @@ export type Home = 'device' | 'pinned'
 export const HOMES: readonly Home[] = ['device', 'pinned']
 
 export function reachOf({ engine }: CudaDevice): Reach {
-  const { uuid, machine, multiprocessors } = engine
+  const { uuid, machine, process, multiprocessors } = engine
+  const { available, detail } = engine.multicast()
   const others = platform.addon()?.cudaDevices?.() ?? []
   const peers = others.filter((other) => other.uuid !== uuid && engine.canAccessPeer(other.index)).map((other) => other.uuid)
-  return { uuid, peers: [uuid, ...peers], machine, multiprocessors }
+  return { uuid, peers: [uuid, ...peers], machine, process, noMulticast: available ? null : detail, multiprocessors }
+}
+
+/** Why ranks with workspaces on such devices have no multicast, by which one store reaches the workspaces of all; null where they can. */
+export function noMulticast(reaches: readonly Reach[]): string | null {
+  if (reaches.length < 2) return 'there is one rank'
+  if (new Set(reaches.map(({ uuid }) => uuid)).size < reaches.length) return 'some ranks share a device'
+  if (new Set(reaches.map(({ process }) => process)).size > 1) return 'the ranks are in several processes'
+  return reaches.find((one) => one.noMulticast !== null)?.noMulticast ?? null
 }
 
 /**

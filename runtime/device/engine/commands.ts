@@ -41,7 +41,8 @@ export const OP = {
   /** rows, slices, bytes of a row of y; bytes of a row of each slice; slices, y: the slices' rows side by side */
   gather: 16,
   // What follows is of CUDA devices alone. Peers' commands begin with: way, blocks, ranks, rank, bytes of an operand, of a third of packets,
-  // nanoseconds of a wait; their operands with the workspaces by rank, and where the host is told. See native/cuda/peer_commands.cc.
+  // nanoseconds of a wait, has multicast; their operands with the workspaces by rank, state, where the host is told, the multicast. See
+  // native/cuda/peer_commands.cc.
   /** count; type; x, y */
   peerReduce: 17,
   /** rows, first, all, n; type; eps, bias of the weight, quant, layout, factor, group; pads, has bias, y, sum; x, rows' operands */

@@ -19,6 +19,7 @@
 #else
 #include "machine.h"
 #endif
+#include "multicasts.h"
 
 #define __global__
 #define __device__
@@ -195,6 +196,19 @@ inline void StoreRelaxed(Packet* to, const Packet& packet) {
     StoreRelaxed(&to->word[(first + i) % 4], packet.word[(first + i) % 4]);
   }
 }
+
+/** The memories one after the other, from any of them on. */
+inline void StoreToAll(Packet* to, const Packet& packet) {
+  auto& multicasts = emulation::TheMulticasts();
+  const emulation::Multicast* const all = multicasts.Find(to);
+  if (!all) return StoreRelaxed(to, packet);  // faults
+  if (multicasts.stored) multicasts.stored();
+  const size_t offset = reinterpret_cast<std::byte*>(to) - all->at, first = emulation::Random() % all->devices;
+  for (size_t i = 0; i < all->devices; i++) {
+    StoreRelaxed(reinterpret_cast<Packet*>(all->memory[(first + i) % all->devices] + offset), packet);
+  }
+}
+inline void FenceToAll() { __threadfence_system(); }
 
 inline Packet LoadRelaxed(const Packet* from) {
   Packet packet;

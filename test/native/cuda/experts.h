@@ -43,7 +43,8 @@ template <typename T>
 void Run(Random& random, int ranks, const norms::Shape& s) {
   using Bits = typename T::Bits;
   const int64_t count = s.rows * s.n;
-  const Group group(ranks, {DataBytes(s.rows, s.n, sizeof(typename T::Bits)), LamportBytes(ranks, s.rows, s.n, sizeof(typename T::Bits))});
+  const Group group(ranks, {DataBytes(s.rows, s.n, sizeof(typename T::Bits)), LamportBytes(ranks, s.rows, s.n, sizeof(typename T::Bits))},
+                    random.OneIn(3));
   emulation::Machine machine(ranks, random.Bits());
   const bool indexed = random.OneIn(2), with_scale = !indexed || random.OneIn(2), with_shared = random.OneIn(2), with_sum = random.OneIn(2);
   const int k = random.Between(1, 5);

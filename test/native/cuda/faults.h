@@ -15,7 +15,8 @@ constexpr uint64_t kLimit = 10'000'000;
 class Scene {
  public:
   Scene(Random& random, Algorithm way, bool norm)
-      : group({kRanks, {DataBytes(kRows, kWidth, sizeof(Bfloat16::Bits)), LamportBytes(kRanks, kRows, kWidth, sizeof(Bfloat16::Bits))}}),
+      : group(kRanks, {DataBytes(kRows, kWidth, sizeof(Bfloat16::Bits)), LamportBytes(kRanks, kRows, kWidth, sizeof(Bfloat16::Bits))},
+              random.OneIn(2)),
         machine(kRanks, random.Bits()),
         absent(random.Below(kRanks)),
         way_(way),

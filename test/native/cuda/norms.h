@@ -176,7 +176,8 @@ template <typename T>
 void Run(Random& random, int ranks, const Shape& s, int most_blocks) {
   using Bits = typename T::Bits;
   const int64_t count = s.rows * s.n;
-  const Group group(ranks, {DataBytes(s.rows, s.n, sizeof(typename T::Bits)), LamportBytes(ranks, s.rows, s.n, sizeof(typename T::Bits))});
+  const Group group(ranks, {DataBytes(s.rows, s.n, sizeof(typename T::Bits)), LamportBytes(ranks, s.rows, s.n, sizeof(typename T::Bits))},
+                    random.OneIn(3));
   emulation::Machine machine(ranks, random.Bits());
   const Values values = random.OneIn(4) ? Values::kSpecial : Values::kOrdinary;
   const auto offset = [&] { return random.OneIn(4) ? sizeof(Bits) : 0; };

@@ -44,7 +44,7 @@ void Check(Call<T>& call, int ranks) {
 template <typename T>
 void Run(Random& random, int ranks, int calls, int most) {
   using Bits = typename T::Bits;
-  const Group group(ranks, {DataBytes(1, most, sizeof(typename T::Bits)), LamportBytes(ranks, 1, most, sizeof(typename T::Bits))});
+  const Group group(ranks, {DataBytes(1, most, sizeof(typename T::Bits)), LamportBytes(ranks, 1, most, sizeof(typename T::Bits))}, random.OneIn(3));
   emulation::Machine machine(ranks, random.Bits());
   std::vector<Call<T>> all(calls);
   const bool mixed = random.OneIn(2);

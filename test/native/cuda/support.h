@@ -1,5 +1,7 @@
 // What the tests of the kernels share: random elements, memory with guards around it, workspaces of a group, and how a failure is told.
 #pragma once
+#include <sys/mman.h>
+
 #include <cstdarg>
 #include <limits>
 #include <string>
@@ -153,11 +155,24 @@ Buffer Elements(Random& random, int64_t count, Values values, size_t offset = 0)
 /** The workspaces of a group of ranks. */
 class Group {
  public:
-  Group(int ranks, Sizes sizes) : ranks_(ranks), sizes_(sizes), told_(ranks), states_(ranks) {
+  Group(int ranks, Sizes sizes, bool multicast = false) : ranks_(ranks), sizes_(sizes), told_(ranks), states_(ranks) {
     for (int r = 0; r < ranks; r++) {
       memory_.emplace_back(static_cast<std::byte*>(std::aligned_alloc(128, WorkspaceBytes(sizes))), &std::free);
     }
+    if (multicast) {
+      void* const at = mmap(nullptr, WorkspaceBytes(sizes), PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+      if (at == MAP_FAILED) Wrong("no addresses for a multicast");
+      multicast_ = {static_cast<std::byte*>(at), WorkspaceBytes(sizes), {}, static_cast<size_t>(ranks)};
+      for (int r = 0; r < ranks; r++) multicast_.memory[r] = memory_[r].get();
+      emulation::TheMulticasts().Set(multicast_);
+    }
     Reset();
+  }
+  Group(const Group&) = delete;
+  ~Group() {
+    if (!multicast_.at) return;
+    emulation::TheMulticasts().Remove(multicast_.at);
+    munmap(multicast_.at, multicast_.bytes);
   }
   void Reset() {
     for (auto& memory : memory_) {
@@ -168,7 +183,7 @@ class Group {
     for (auto& state : states_) state = {};
   }
   Peers PeersOf(int rank, uint64_t limit = uint64_t{1} << 60) const {
-    Peers peers{{}, rank, ranks_, sizes_, limit, &told_[rank], &states_[rank]};
+    Peers peers{{}, rank, ranks_, sizes_, limit, &told_[rank], &states_[rank], multicast_.at};
     for (int r = 0; r < ranks_; r++) peers.memory[r] = memory_[r].get();
     return peers;
   }
@@ -185,6 +200,7 @@ class Group {
   int ranks_;
   Sizes sizes_;
   std::vector<std::unique_ptr<std::byte, decltype(&std::free)>> memory_;
+  emulation::Multicast multicast_{};
   mutable std::vector<uint32_t> told_;
   mutable std::vector<State> states_;
 };

@@ -2,6 +2,7 @@
 #include "check_faults.h"
 #include "check_graphs.h"
 #include "check_kernels.h"
+#include "check_multicast.h"
 #include "check_products.h"
 #include "check_streams.h"
 
@@ -21,6 +22,8 @@ int main(int argc, char** argv) {
   else if (what == "graphs") Graphs();
   else if (what == "faults") Faults();
   else if (what == "slack") Slack();
+  else if (what == "multicast") Multicasts();
+  else if (what == "unbound" || what == "read-multicast") NoMulticast(what);
   else if (what == "host") HostTouches();
   else if (what == "products") Products(std::string(library).substr(0, std::string(library).rfind('/')) + "/libcublasLt-double.so", seed);
   else if (what == "no-devices") NoDevices();

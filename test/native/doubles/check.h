@@ -21,6 +21,9 @@ namespace check {
 
 using cuda_double::DevicePointer;
 using cuda_double::IpcHandle;
+using cuda_double::MemoryAccess;
+using cuda_double::MemoryProperties;
+using cuda_double::MulticastProperties;
 
 [[noreturn]] inline void Wrong(const char* format, ...) {
   va_list arguments;
@@ -75,6 +78,19 @@ using cuda_double::IpcHandle;
   F(cuGraphLaunch, (void*, void*))                                                                                                \
   F(cuGraphExecDestroy, (void*))                                                                                                  \
   F(cuGraphDestroy, (void*))                                                                                                      \
+  F(cuDeviceGetAttribute, (int*, int, int))                                                                                       \
+  F(cuMemCreate, (unsigned long long*, size_t, const MemoryProperties*, unsigned long long))                                      \
+  F(cuMemRelease, (unsigned long long))                                                                                           \
+  F(cuMemAddressReserve, (DevicePointer*, size_t, size_t, DevicePointer, unsigned long long))                                     \
+  F(cuMemAddressFree, (DevicePointer, size_t))                                                                                    \
+  F(cuMemMap, (DevicePointer, size_t, size_t, unsigned long long, unsigned long long))                                            \
+  F(cuMemUnmap, (DevicePointer, size_t))                                                                                          \
+  F(cuMemSetAccess, (DevicePointer, size_t, const MemoryAccess*, size_t))                                                         \
+  F(cuMulticastGetGranularity, (size_t*, const MulticastProperties*, int))                                                        \
+  F(cuMulticastCreate, (unsigned long long*, const MulticastProperties*))                                                         \
+  F(cuMulticastAddDevice, (unsigned long long, int))                                                                              \
+  F(cuMulticastBindMem, (unsigned long long, size_t, unsigned long long, size_t, size_t, unsigned long long))                     \
+  F(cuMulticastUnbind, (unsigned long long, int, size_t, size_t))                                                                 \
   F(cuGetErrorString, (int, const char**))
 
 #define CHECK_DECLARE(name, parameters) inline int(*name) parameters = nullptr;

@@ -99,6 +99,7 @@ bool Call::Forbidden() {
 }
 
 bool Reaches(const Device& device, const Allocation& allocation) {
+  if (allocation.kind == Kind::kVirtual || allocation.kind == Kind::kMulticast) return allocation.access >> device.index & 1;
   return allocation.kind != Kind::kDevice || allocation.device == device.index || device.peers.count(allocation.device) > 0;
 }
 
@@ -199,7 +200,7 @@ DRIVER_API cuDeviceGetAttribute(int* value, int attribute, int device) {
     case 97: *value = 227 << 10; break;                     // shared memory of a block, where asked for
     case 106: *value = 32; break;                           // blocks of a multiprocessor
     case 111: *value = 1 << 10; break;                      // shared memory that each block costs beside its own
-    case 132: *value = 0; break;                            // multicast
+    case 132: *value = settings.multicast; break;           // multicast
     default: Report("attribute %d of a device is not emulated", attribute); return kInvalidValue;
   }
   return kSuccess;

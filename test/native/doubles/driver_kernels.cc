@@ -180,6 +180,17 @@ DRIVER_API cuFuncSetAttribute(void* handle, int attribute, int value) {
   return kSuccess;
 }
 
+DRIVER_API cuFuncGetAttribute(int* value, int attribute, void* handle) {
+  CALL(cuFuncGetAttribute, kContext);
+  if (!Known(handle)) return kInvalidHandle;
+  if (attribute != 5) {  // what it was compiled for
+    Report("attribute %d of a function is not emulated", attribute);
+    return kInvalidValue;
+  }
+  *value = SettingsNow().capability;
+  return kSuccess;
+}
+
 DRIVER_API cuOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, void* handle, int threads, size_t shared_bytes) {
   CALL(cuOccupancyMaxActiveBlocksPerMultiprocessor, kContext);
   const Function* const function = Known(handle);

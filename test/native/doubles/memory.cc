@@ -89,7 +89,8 @@ struct Memory {
     shut = now;
     if (now && device.next) mprotect(device.memory, device.next, PROT_NONE);
     for (const auto& [at, a] : all) {
-      if (a->kind == Kind::kPinned || a->kind == Kind::kRegistered || (now && a->kind == Kind::kDevice)) continue;
+      if (a->kind == Kind::kPinned || a->kind == Kind::kRegistered || a->kind == Kind::kMulticast) continue;
+      if (now && (a->kind == Kind::kDevice || a->kind == Kind::kVirtual)) continue;
       mprotect(a->pages, a->page_bytes, now ? PROT_NONE : PROT_READ | PROT_WRITE);
     }
   }
@@ -99,6 +100,13 @@ struct Memory {
     if (it == all.begin()) return nullptr;
     Allocation* const found = std::prev(it)->second;
     return at < found->end() ? found : nullptr;
+  }
+
+  void GiveBack(const Allocation& a) {
+    mprotect(a.pages, a.page_bytes, PROT_NONE);
+    if (fallocate(file, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, a.pages - device.memory, static_cast<off_t>(a.page_bytes)) != 0) {
+      Report("memory cannot be given back");
+    }
   }
 
   void Free(Allocation* a) {
@@ -115,14 +123,16 @@ struct Memory {
       delete a;
       return;
     }
+    if (a->kind == Kind::kVirtual || a->kind == Kind::kMulticast) {
+      if (a->kind == Kind::kVirtual) GiveBack(*a);
+      delete a;
+      return;
+    }
     const auto is_slack = [](std::byte byte) { return byte == kSlack; };
     if (!std::all_of(a->pages, a->data, is_slack) || !std::all_of(a->data + a->bytes, a->pages + a->page_bytes, is_slack)) {
       Report("bytes next to %zu bytes of memory at %p were written", a->bytes, static_cast<void*>(a->data));
     }
-    mprotect(a->pages, a->page_bytes, PROT_NONE);
-    if (fallocate(file, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, a->pages - device.memory, static_cast<off_t>(a->page_bytes)) != 0) {
-      Report("memory cannot be given back");
-    }
+    GiveBack(*a);
     if (a->kind == Kind::kDevice) {
       used[a->device] -= a->bytes;
       CountUp(kAllocations, -1);
@@ -181,6 +191,46 @@ Allocation* Register(void* at, size_t bytes) {
   memory.all[data] = allocation;
   CountUp(kRegistered);
   return allocation;
+}
+
+std::byte* Reserve(size_t bytes) {
+  Memory& memory = TheMemory();
+  const std::lock_guard lock(memory.mutex);
+  if (!memory.Open() || bytes + kPage > memory.arena_bytes - memory.device.next) return nullptr;
+  memory.Shut(false);
+  std::byte* const at = memory.device.memory + memory.device.next;
+  memory.device.next += bytes + kPage;
+  return at;
+}
+
+Allocation* Map(Kind kind, int device, std::byte* at, size_t bytes) {
+  Memory& memory = TheMemory();
+  const std::lock_guard lock(memory.mutex);
+  memory.Shut(false);
+  if (kind == Kind::kVirtual) {
+    mprotect(at, bytes, PROT_READ | PROT_WRITE);
+    Poison(at, bytes);
+  }
+  return memory.all[at] = new Allocation{at, bytes, kind, device, at, bytes, ++memory.ids, 0, {}};
+}
+
+bool Claim(int device, size_t bytes) {
+  const uint64_t most = SettingsNow().memory;
+  Memory& memory = TheMemory();
+  const std::lock_guard lock(memory.mutex);
+  if (bytes > most || memory.used[device] > most - bytes) return false;
+  memory.used[device] += bytes;
+  CountUp(kAllocations);
+  CountUp(kBytes, static_cast<int64_t>(bytes));
+  return true;
+}
+
+void Unclaim(int device, size_t bytes) {
+  Memory& memory = TheMemory();
+  const std::lock_guard lock(memory.mutex);
+  memory.used[device] -= bytes;
+  CountUp(kAllocations, -1);
+  CountUp(kBytes, -static_cast<int64_t>(bytes));
 }
 
 void Free(Allocation* allocation) {

@@ -11,7 +11,7 @@
 
 namespace cuda_double {
 
-enum class Kind { kDevice, kPinned, kImported, kRegistered };
+enum class Kind { kDevice, kPinned, kImported, kRegistered, kVirtual, kMulticast };
 
 struct Allocation {
   std::byte* data;
@@ -25,6 +25,8 @@ struct Allocation {
   /** Of imported memory: how often it was opened, and the handle. */
   int uses;
   IpcHandle handle;
+  /** Of what is mapped: a bit for each device that may use it. */
+  uint64_t access = 0;
   const std::byte* end() const { return data + bytes; }
 };
 
@@ -32,6 +34,13 @@ struct Allocation {
 Allocation* Allocate(Kind kind, int device, size_t bytes);
 /** Null where some of it is known already. */
 Allocation* Register(void* at, size_t bytes);
+/** Addresses of devices, where nothing is yet; null where none are left. */
+std::byte* Reserve(size_t bytes);
+/** What lies at such addresses from now on: memory, or a multicast, where nothing lies. */
+Allocation* Map(Kind kind, int device, std::byte* at, size_t bytes);
+/** Counts bytes of a device that lie nowhere yet; false where there are not so many. */
+bool Claim(int device, size_t bytes);
+void Unclaim(int device, size_t bytes);
 /** Takes it back; reports bytes next to it that were written. */
 void Free(Allocation* allocation);
 /** The allocation that holds an address; null for none. */

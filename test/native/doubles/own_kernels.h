@@ -49,6 +49,16 @@ inline void SumBlocks(const SumArgs& args) {
   if (threadIdx.x == 0) args.to[blockIdx.x] = part[0];
 }
 
+struct ToAllArgs {
+  rankmesh::cuda::Packet* to;
+  uint64_t count;
+};
+/** Stores packets to a multicast, each with its number in all words. */
+inline void StoreNumbers(const ToAllArgs& args) {
+  const auto i = static_cast<uint32_t>(blockIdx.x * blockDim.x + threadIdx.x);
+  if (i < args.count) rankmesh::cuda::StoreToAll(args.to + i, {{i, i, i, i}});
+}
+
 struct DivergeArgs {
   unsigned* unused;
 };

@@ -83,6 +83,7 @@ struct State {
         else if (what == "multiprocessors") settings.multiprocessors = static_cast<int>(first);
         else if (what == "seed") settings.seed = static_cast<uint32_t>(first);
         else if (what == "peers") settings.peers = first != 0;
+        else if (what == "multicast") settings.multicast = first != 0;
         else good = false;
       }
       if (!good) std::fprintf(stderr, "libcuda double: no setting: %s\n", line.c_str());

@@ -23,6 +23,8 @@ struct Settings {
   uint32_t seed = 1;
   /** `peers 0`: no device reaches the memory of another. */
   bool peers = true;
+  /** `multicast 1`: devices have multicasts. */
+  bool multicast = false;
 };
 const Settings& SettingsNow();
 
@@ -45,6 +47,9 @@ enum Count {
   kLibraries,
   kImports,
   kRegistered,
+  /** Handles of memory and of multicasts, addresses, what is mapped there, and what is bound. */
+  kVirtual,
+  kMulticastStores,
   kKernels,
   kCopies,
   kReports,

@@ -50,6 +50,26 @@ struct IpcHandle {
   char reserved[64];
 };
 
+/** Where memory lies: of type 1, on a device. */
+struct MemoryLocation {
+  int type, device;
+};
+struct MemoryProperties {
+  int type, handle_types;
+  MemoryLocation location;
+  void* security;
+  unsigned char flags[8];
+};
+struct MemoryAccess {
+  MemoryLocation location;
+  int flags;
+};
+struct MulticastProperties {
+  unsigned devices;
+  size_t bytes;
+  unsigned long long handle_types, flags;
+};
+
 struct LaunchConfig {
   unsigned grid_x, grid_y, grid_z, block_x, block_y, block_z, shared_bytes;
   void* stream;
