@@ -31,10 +31,7 @@ struct Params {
 
 var<workgroup> part: array<f32, WG>;
 
-// PORTABLE: element i of a row adds its square to part i mod 64; these are then added in halves.
-const PARTS = 64u;
 const STRIPES = PARTS / LANES;
-var<workgroup> parts: array<f32, PARTS>;
 
 fn total(at: u32) -> vec4f {
   var h = wload4(x[at]);
@@ -107,14 +104,7 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(num_workgroups) groups: ve
       }
     }
     storageBarrier(); // the rest of the kernel reads the residual in another order
-    workgroupBarrier();
-    for (var half = PARTS / 2u; half > 0u; half /= 2u) {
-      for (var i = lane; i < half; i += WG) {
-        parts[i] += parts[i + half];
-      }
-      workgroupBarrier();
-    }
-    scale = norm_scale(parts[0], p.n, p.eps);
+    scale = scale_of_parts(lane, WG, p.n, p.eps);
   } else {
     var sum = 0.0;
     var i = lane;

@@ -23,10 +23,7 @@ struct Params {
 
 var<workgroup> part: array<f32, WG>;
 
-// PORTABLE: element i of a row adds its square to part i mod 64; these are then added in halves.
-const PARTS = 64u;
 const STRIPES = PARTS / LANES;
-var<workgroup> parts: array<f32, PARTS>;
 
 @compute @workgroup_size(WG)
 fn main(@builtin(workgroup_id) group: vec3u, @builtin(num_workgroups) groups: vec3u, @builtin(local_invocation_index) lane: u32) {
@@ -49,14 +46,7 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(num_workgroups) groups: ve
         parts[stripe * LANES + c] = squares[c];
       }
     }
-    workgroupBarrier();
-    for (var half = PARTS / 2u; half > 0u; half /= 2u) {
-      for (var i = lane; i < half; i += WG) {
-        parts[i] += parts[i + half];
-      }
-      workgroupBarrier();
-    }
-    scale = norm_scale(parts[0], p.n, p.eps);
+    scale = scale_of_parts(lane, WG, p.n, p.eps);
   } else {
     var sum = 0.0;
     for (var i = lane; i < p.quads; i += WG) {

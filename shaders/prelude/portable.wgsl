@@ -88,7 +88,18 @@ fn assembled(sign: u32, exponent: i32, q: u32, left: bool) -> f32 {
   return bitcast<f32>(sign | ((u32(exponent + 127) << 23u) + (m - 0x800000u) + select(0u, 1u, up)));
 }
 
-// 1 / sqrt(squares / n + eps)
-fn norm_scale(squares: f32, n: u32, eps: f32) -> f32 {
-  return divide(1.0, root(divide(squares, f32(n)) + eps));
+// Element i of a row adds its square to part i mod 64.
+const PARTS = 64u;
+var<workgroup> parts: array<f32, PARTS>;
+
+// 1 / sqrt(mean of squares + eps) of the row whose parts the workgroup's `lanes` lanes have written: they are added in halves.
+fn scale_of_parts(lane: u32, lanes: u32, n: u32, eps: f32) -> f32 {
+  workgroupBarrier();
+  for (var half = PARTS / 2u; half > 0u; half /= 2u) {
+    for (var i = lane; i < half; i += lanes) {
+      parts[i] += parts[i + half];
+    }
+    workgroupBarrier();
+  }
+  return divide(1.0, root(divide(parts[0], f32(n)) + eps));
 }
