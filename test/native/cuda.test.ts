@@ -68,6 +68,13 @@ describe.skipIf(plain.obstacle !== '')(`CUDA kernels on the CPU${plain.obstacle}
       expect(status, `${what}, seed ${start}: ${output}`).toBe(1)
     }
   })
+
+  it('control: sums that are handed on by a multicast and not fenced are found', async () => {
+    const start = seed()
+    const { status, output } = await plain.run('sums', 4, start, 'unfenced')
+    expect(output, `seed ${start}`).toContain('two-shot')
+    expect(status).toBe(1)
+  })
 })
 
 const threads = new Program('threads', '-g1', '-fsanitize=thread')

@@ -13,6 +13,8 @@
 #include <cmath>
 #include <cstring>
 #include <type_traits>
+#include <utility>
+#include <vector>
 
 #ifdef EMULATION_SWIFT
 #include "swift.h"
@@ -197,6 +199,25 @@ inline void StoreRelaxed(Packet* to, const Packet& packet) {
   }
 }
 
+/** Not on the machine whose memory may be freed meanwhile, nor under ThreadSanitizer, which would take who brings a store for who made it. */
+#if defined(EMULATION_SWIFT) || defined(__SANITIZE_THREAD__)
+constexpr bool kStoresFly = false;
+#else
+constexpr bool kStoresFly = true;
+#endif
+/** Stores to multicasts on their way to one memory each: what their thread does next, its kernel's end too, may come before they arrive. */
+struct Flight {
+  Packet* to;
+  Packet packet;
+};
+inline std::vector<Flight> flights;
+
+inline void Land(size_t i) {
+  const Flight landed = std::exchange(flights[i], flights.back());
+  flights.pop_back();
+  for (int k = 0; k < 4; k++) StoreRelaxed(&landed.to->word[k], landed.packet.word[k]);
+}
+
 /** The memories one after the other, from any of them on. */
 inline void StoreToAll(Packet* to, const Packet& packet) {
   auto& multicasts = emulation::TheMulticasts();
@@ -205,10 +226,15 @@ inline void StoreToAll(Packet* to, const Packet& packet) {
   if (multicasts.stored) multicasts.stored();
   const size_t offset = reinterpret_cast<std::byte*>(to) - all->at, first = emulation::Random() % all->devices;
   for (size_t i = 0; i < all->devices; i++) {
-    StoreRelaxed(reinterpret_cast<Packet*>(all->memory[(first + i) % all->devices] + offset), packet);
+    auto* const there = reinterpret_cast<Packet*>(all->memory[(first + i) % all->devices] + offset);
+    if (kStoresFly && emulation::Random() % 2 == 0) flights.push_back({there, packet});
+    else StoreRelaxed(there, packet);
   }
 }
-inline void FenceToAll() { __threadfence_system(); }
+inline void FenceToAll() {
+  while (!flights.empty() && !emulation::planted.unfenced) Land(flights.size() - 1);
+  __threadfence_system();
+}
 
 inline Packet LoadRelaxed(const Packet* from) {
   Packet packet;
@@ -224,7 +250,10 @@ inline uint32_t CountUp(uint32_t* counter) {
 }
 inline uint32_t SetBits(uint32_t* word, uint32_t bits) { return __atomic_fetch_or(word, bits, __ATOMIC_RELAXED); }
 inline uint64_t Nanoseconds() { return emulation::Now(); }
-inline void Pause() { emulation::Yield(); }
+inline void Pause() {
+  if (!flights.empty() && emulation::Random() % 256 == 0) Land(emulation::Random() % flights.size());
+  emulation::Yield();
+}
 inline float* BlockFloats() { return emulation::BlockFloats(); }
 inline std::byte* SharedBytes() { return emulation::SharedBytes(); }
 

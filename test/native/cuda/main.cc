@@ -12,6 +12,7 @@ int main(int argc, char** argv) {
   if (plant.rfind("barrier=", 0) == 0) emulation::planted.barrier = std::atoi(plant.c_str() + 8);
   emulation::planted.relaxed = plant == "relaxed";
   emulation::planted.hasty = plant == "hasty";
+  emulation::planted.unfenced = plant == "unfenced";
   if (what == "sums") test::sums::Check(random, rounds);
   if (what == "norms") test::norms::Check(random, rounds);
   if (what == "experts") test::experts::Check(random, rounds);

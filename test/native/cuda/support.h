@@ -171,10 +171,12 @@ class Group {
   Group(const Group&) = delete;
   ~Group() {
     if (!multicast_.at) return;
+    flights.clear();
     emulation::TheMulticasts().Remove(multicast_.at);
     munmap(multicast_.at, multicast_.bytes);
   }
   void Reset() {
+    flights.clear();
     for (auto& memory : memory_) {
       std::memset(memory.get(), 0, LamportAt(sizes_));
       std::memset(memory.get() + LamportAt(sizes_), 0xff, WorkspaceBytes(sizes_) - LamportAt(sizes_));

@@ -21,6 +21,8 @@ struct Planted {
   bool relaxed = false;
   /** Waits for flags end before the flag is there. */
   bool hasty = false;
+  /** Fences do not wait for stores to multicasts. */
+  bool unfenced = false;
 };
 inline Planted planted;
 
