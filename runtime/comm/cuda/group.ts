@@ -1,21 +1,20 @@
 // CudaGroup: ranks on CUDA devices whose kernels read and write memory that all have. Their collectives are commands on the ranks' queues; the
 // ranks meet in JavaScript to agree on the call, and on the devices to exchange.
-import type { DType } from '../../core/dtype.ts'
 import type { RankmeshError } from '../../core/errors.ts'
-import type { Shape } from '../../core/shape.ts'
-import { Tensor } from '../../core/tensor.ts'
+import type { Tensor } from '../../core/tensor.ts'
 import type { CudaDevice } from '../../device/cuda/device.ts'
 import type { Device } from '../../device/device.ts'
 import { OP } from '../../device/engine/commands.ts'
-import type { EngineStorage } from '../../device/engine/memory.ts'
 import type { Operand as Place } from '../../device/engine/queue.ts'
 import type { Link } from '../link.ts'
+import { Results as AnyResults, overlaps, placeOf, QueuedGroup, same } from '../queued.ts'
 import type { MeetOptions } from '../rendezvous.ts'
-import { type FarDevice, type Operand, type Site, type Source, StagedGroup, type Staging, type Target } from '../staged/group.ts'
-import { operandOf } from '../staged/member.ts'
+import type { FarDevice, Operand, Site, Source } from '../staged/group.ts'
 import type { Doubt } from './doubt.ts'
 import type { PeerMemory } from './memory.ts'
 import type { PeerPlan } from './plan.ts'
+
+export { placeOf }
 
 /** One rank's part in a command of all of them. */
 export interface Part {
@@ -27,7 +26,7 @@ export interface Part {
   written: readonly number[]
 }
 
-export class CudaGroup extends StagedGroup {
+export class CudaGroup extends QueuedGroup<Results> {
   /** Where some ranks share a device and others do not, each is a site of its own: all sums are in the order of ranks. */
   declare readonly sites: readonly Site[]
   plan: PeerPlan
@@ -38,8 +37,6 @@ export class CudaGroup extends StagedGroup {
   readonly #failure: () => RankmeshError | null
   /** Milliseconds that a wait may take, where a call names none. */
   readonly #timeoutMs: number
-  /** Collectives through host memory that have not ended. */
-  #staged = 0
 
   /** `failure` looks what the kernels have told. */
   constructor(
@@ -57,33 +54,12 @@ export class CudaGroup extends StagedGroup {
     this.#failure = failure
   }
 
-  override async run<R>(call: string, options: MeetOptions, action: (staging: Staging) => Promise<R>): Promise<R> {
-    this.#staged++
-    try {
-      return await super.run(call, options, action)
-    } finally {
-      this.#staged--
-    }
+  protected override failed(): RankmeshError | null {
+    return this.#failure()
   }
 
-  /** Runs what only records, behind the collectives before it: at once where they have ended. */
-  turn<R>(call: string, options: MeetOptions, record: (results: Results) => R[]): R[] | Promise<R[]> {
-    return this.#staged === 0 ? this.record(record) : this.run(call, options, async () => this.record(record))
-  }
-
-  /** Records what the ranks that are here do. */
-  record<R>(record: (results: Results) => R[]): R[] {
-    const failure = this.#failure() ?? this.here.map((rank) => this.device(rank).failure).find((lost) => lost !== null)
-    if (failure) throw failure
-    const results = new Results(this)
-    try {
-      return record(results)
-    } catch (error) {
-      results.drop()
-      throw error
-    } finally {
-      results.end()
-    }
+  protected override results(): Results {
+    return new Results(this)
   }
 
   cuda(rank: number): CudaDevice {
@@ -137,44 +113,17 @@ export class CudaGroup extends StagedGroup {
       queue.flush()
     }
   }
-
-  /** Records a command of one rank. */
-  alone(rank: number, op: number, numbers: readonly number[], operands: readonly Place[], written: readonly number[]): void {
-    this.cuda(rank).queue.record(op, numbers, operands, written)
-  }
 }
 
-/** What one collective makes: tensors for its ranks, given back if it fails, and memory that it needs itself. */
-export class Results {
-  readonly #group: CudaGroup
-  readonly #made: Tensor[] = []
-  readonly #scratch: { release(): void }[] = []
+/** What one collective makes, and what is left to do behind its kernels. */
+export class Results extends AnyResults {
   /** What is copied to its place once all kernels are recorded. */
   readonly #later: { rank: number; from: Place; to: Operand }[] = []
 
-  constructor(group: CudaGroup) {
-    this.#group = group
-  }
-
-  /** A result that belongs to one rank, in memory of its own or in some that was made for it. */
-  of(rank: number, shape: Shape, dtype: DType, storage: EngineStorage | null = null): Target {
-    const device = this.#group.cuda(rank)
-    storage?.retain()
-    const tensor = storage ? new Tensor(device, storage, shape, dtype) : Tensor.empty(shape, { dtype, device })
-    this.#made.push(tensor)
-    return { tensor, operand: operandOf(rank)(tensor, 'w') }
-  }
-
-  scratch(rank: number, byteLength: number): Place {
-    const storage = this.#group.cuda(rank).storage(byteLength)
-    this.#scratch.push(storage)
-    return { block: storage.block, offset: 0 }
-  }
-
   /** A tensor that was made is the call's own. */
   own(tensor: Tensor): void {
-    this.#made.splice(this.#made.indexOf(tensor), 1)
-    this.#scratch.push({ release: () => tensor.dispose() })
+    this.made.splice(this.made.indexOf(tensor), 1)
+    this.needed.push({ release: () => tensor.dispose() })
   }
 
   /**
@@ -186,7 +135,7 @@ export class Results {
     const clash = others.some(inTheWay) || own.some(inTheWay) || inPlace.some((read) => overlaps(read, to) && !same(read, to))
     if (!clash || to.byteLength === 0) return placeOf(to)
     const from = this.scratch(to.rank, to.byteLength)
-    if (before) this.#group.alone(to.rank, OP.copy, [to.byteLength], [placeOf(to), from], [1])
+    if (before) this.group.alone(to.rank, OP.copy, [to.byteLength], [placeOf(to), from], [1])
     this.#later.push({ rank: to.rank, from, to })
     return from
   }
@@ -195,17 +144,9 @@ export class Results {
   settle(): void {
     for (const [i, { rank, from, to }] of this.#later.entries()) {
       if (this.#later.slice(0, i).some((earlier) => same(earlier.to, to))) continue
-      this.#group.alone(rank, OP.copy, [to.byteLength], [from, placeOf(to)], [1])
+      this.group.alone(rank, OP.copy, [to.byteLength], [from, placeOf(to)], [1])
     }
     this.#later.length = 0
-  }
-
-  drop(): void {
-    for (const tensor of this.#made) tensor.dispose()
-  }
-
-  end(): void {
-    for (const storage of this.#scratch) storage.release()
   }
 }
 
@@ -217,16 +158,4 @@ export interface Neighbours {
   own: readonly Source[]
   /** Its own that it may write exactly where it reads them. */
   inPlace?: readonly Source[]
-}
-
-export function placeOf({ buffer, offset }: Source): Place {
-  return { block: (buffer as EngineStorage).block, offset }
-}
-
-function same(a: Source, b: Source): boolean {
-  return a.buffer === b.buffer && a.offset === b.offset && a.byteLength === b.byteLength
-}
-
-function overlaps(a: Source, b: Source): boolean {
-  return a.buffer !== null && a.buffer === b.buffer && a.offset < b.offset + b.byteLength && b.offset < a.offset + a.byteLength
 }

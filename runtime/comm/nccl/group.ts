@@ -1,27 +1,25 @@
 // NcclGroup: ranks on CUDA devices, one communicator of NCCL a rank. Their collectives are commands on the ranks' queues, in the order of all others;
 // those of the ranks of one thread go to NCCL together.
 import type { Nccl, NcclCommunicator, NcclError } from '../../core/addon.ts'
-import type { DType } from '../../core/dtype.ts'
 import { RankFailedError, type RankmeshError, TimeoutError } from '../../core/errors.ts'
-import type { Shape } from '../../core/shape.ts'
-import { Tensor } from '../../core/tensor.ts'
 import type { CudaDevice } from '../../device/cuda/device.ts'
 import type { Device } from '../../device/device.ts'
 import { OP } from '../../device/engine/commands.ts'
 import type { Guard } from '../../device/engine/device.ts'
-import type { EngineStorage } from '../../device/engine/memory.ts'
 import type { Operand as Place } from '../../device/engine/queue.ts'
 import type { GroupHost } from '../host.ts'
 import type { Link } from '../link.ts'
+import { overlaps, placeOf, QueuedGroup, Results, same } from '../queued.ts'
 import type { MeetOptions } from '../rendezvous.ts'
-import { type FarDevice, type Operand, type Source, StagedGroup, type Staging, type Target } from '../staged/group.ts'
-import { operandOf } from '../staged/member.ts'
+import type { FarDevice, Operand, Source } from '../staged/group.ts'
 import { type Call, type Part, wordsOf } from './calls.ts'
+
+export { placeOf, type Results }
 
 /** NCCL's code of what passed its deadline. */
 const TIMED_OUT = 8
 
-export class NcclGroup extends StagedGroup {
+export class NcclGroup extends QueuedGroup {
   readonly nccl: Nccl
   /** As all ranks have it. */
   readonly version: number
@@ -33,8 +31,6 @@ export class NcclGroup extends StagedGroup {
   #failure: RankmeshError | null = null
   /** Something was given to NCCL. */
   #used = false
-  /** Collectives through host memory that have not ended. */
-  #staged = 0
 
   constructor(
     devices: readonly (Device | FarDevice)[],
@@ -48,32 +44,12 @@ export class NcclGroup extends StagedGroup {
     this.#onEnd = onEnd
   }
 
-  override async run<R>(call: string, options: MeetOptions, action: (staging: Staging) => Promise<R>): Promise<R> {
-    this.#staged++
-    try {
-      return await super.run(call, options, action)
-    } finally {
-      this.#staged--
-    }
+  protected override failed(): RankmeshError | null {
+    return this.look()
   }
 
-  /** Runs what only records, behind the collectives before it: at once where they have ended. */
-  turn<R>(call: string, options: MeetOptions, record: (results: Results) => R[]): R[] | Promise<R[]> {
-    return this.#staged === 0 ? this.record(record) : this.run(call, options, async () => this.record(record))
-  }
-
-  record<R>(record: (results: Results) => R[]): R[] {
-    const failure = this.look() ?? this.here.map((rank) => this.device(rank).failure).find((lost) => lost !== null)
-    if (failure) throw failure
-    const results = new Results(this)
-    try {
-      return record(results)
-    } catch (error) {
-      results.drop()
-      throw error
-    } finally {
-      results.end()
-    }
+  protected override results(): Results {
+    return new Results(this)
   }
 
   cuda(rank: number): CudaDevice {
@@ -107,11 +83,6 @@ export class NcclGroup extends StagedGroup {
     } catch (error) {
       throw this.fail(error as NcclError)
     }
-  }
-
-  /** Records a command of one rank. */
-  alone(rank: number, op: number, numbers: readonly number[], operands: readonly Place[], written: readonly number[]): void {
-    this.cuda(rank).queue.record(op, numbers, operands, written)
   }
 
   /** An operand as it is now where one that is written lies over part of it: itself, or a copy. Exactly there it may stay. */
@@ -170,46 +141,10 @@ export class NcclGroup extends StagedGroup {
   }
 }
 
-/** What one collective makes: tensors for its ranks, given back if it fails, and memory that it needs itself. */
-export class Results {
-  readonly group: NcclGroup
-  readonly #made: Tensor[] = []
-  readonly #scratch: EngineStorage[] = []
-
-  constructor(group: NcclGroup) {
-    this.group = group
-  }
-
-  of(rank: number, shape: Shape, dtype: DType): Target {
-    const tensor = Tensor.empty(shape, { dtype, device: this.group.cuda(rank) })
-    this.#made.push(tensor)
-    return { tensor, operand: operandOf(rank)(tensor, 'w') }
-  }
-
-  scratch(rank: number, byteLength: number): Place {
-    const storage = this.group.cuda(rank).storage(byteLength)
-    this.#scratch.push(storage)
-    return { block: storage.block, offset: 0 }
-  }
-
-  drop(): void {
-    for (const tensor of this.#made) tensor.dispose()
-  }
-
-  end(): void {
-    for (const storage of this.#scratch) storage.release()
-  }
-}
-
-export function placeOf({ buffer, offset }: Source): Place {
-  return { block: (buffer as EngineStorage).block, offset }
-}
-
 export function shifted({ block, offset }: Place, bytes: number): Place {
   return { block, offset: offset + bytes }
 }
 
 function clash(read: Source, written: Source): boolean {
-  if (read.buffer !== written.buffer || (read.offset === written.offset && read.byteLength === written.byteLength)) return false
-  return read.offset < written.offset + written.byteLength && written.offset < read.offset + read.byteLength
+  return overlaps(read, written) && !same(read, written)
 }
