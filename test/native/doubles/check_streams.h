@@ -78,12 +78,12 @@ inline void Asynchrony() {
   *static_cast<unsigned*>(pinned) = 6;
   void *const before = NewEvent(0), *const after = NewEvent(0), *const never = NewEvent();
   GOOD(cuEventRecord(before, stream));
+  GOOD(cuEventSynchronize(before));
   GOOD(cuStreamWaitValue32_v2(stream, word, 1, 1));  // until the host says so
   GOOD(cuMemcpyAsync(word + 4, At(&pageable), 4, stream));
   GOOD(cuMemcpyAsync(At(pinned), word + 4, 4, stream));
   GOOD(cuEventRecord(after, stream));
   usleep(20000);
-  GOOD(cuEventSynchronize(before));
   GIVES(kNotReady, cuEventQuery(after));
   GIVES(kNotReady, cuStreamQuery(stream));
   float took = 0;
