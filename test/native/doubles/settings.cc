@@ -84,6 +84,7 @@ struct State {
         else if (what == "seed") settings.seed = static_cast<uint32_t>(first);
         else if (what == "peers") settings.peers = first != 0;
         else if (what == "multicast") settings.multicast = first != 0;
+        else if (what == "shut") settings.shut = static_cast<uint32_t>(first);
         else good = false;
       }
       if (!good) std::fprintf(stderr, "libcuda double: no setting: %s\n", line.c_str());

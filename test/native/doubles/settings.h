@@ -25,6 +25,8 @@ struct Settings {
   bool peers = true;
   /** `multicast 1`: devices have multicasts. */
   bool multicast = false;
+  /** `shut MILLISECONDS` from one time that devices' memory is shut to the host to the next, which takes long where there is much. */
+  uint32_t shut = 40;
 };
 const Settings& SettingsNow();
 

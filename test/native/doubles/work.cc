@@ -35,8 +35,6 @@ namespace {
 constexpr unsigned kThreadsPerMultiprocessor = 2048;
 /** Steps in which nothing has moved before the machine sleeps between them. */
 constexpr size_t kPatience = 200;
-/** Nanoseconds from one time that memory is shut to the next: it takes long where there is much. */
-constexpr uint64_t kShutEvery = 5'000'000;
 
 struct State {
   std::mutex mutex;
@@ -243,7 +241,7 @@ int WaitFor(std::unique_lock<std::mutex>& lock, const MarkPointer& mark) {
 void ShutIfIdle() {
   static uint64_t last = 0;
   const uint64_t now = Nanoseconds();
-  if (!TheState().ready.empty() || now - last < kShutEvery) return;
+  if (!TheState().ready.empty() || now - last < uint64_t{SettingsNow().shut} * 1'000'000) return;
   Shut(true);
   last = now;
 }
