@@ -189,6 +189,27 @@ export async function run(report, { seed, quick, sanitized }) {
     }
   })
 
+  await report.check('portable: the bits of the CPU', async () => {
+    const [heads, kvHeads, dim] = [6, 2, 40]
+    for (const count of tokens) {
+      for (const dtype of FLOATS) {
+        const x = random.floats(count * 2 * odd, dtype, 4)
+        await both(`siluMul, ${count} of ${dtype}`, (on, place) => on.siluMul(place(x, [count, 2 * odd], dtype), { portable: true }), {
+          bits: true,
+        })
+        const norm = (on, place) => on.rmsNorm(place(x, [2 * count, odd], dtype), place(x.slice(0, odd), [odd], dtype), { portable: true })
+        await both(`rmsNorm, ${count} of ${dtype}`, norm, { bits: true })
+      }
+      const [q, keys, values] = [count * heads, (count + 70) * kvHeads, (count + 70) * kvHeads].map((rows) => random.floats(rows * dim))
+      const attend = (on, place) => {
+        const cache = (floats) => place(floats, [count + 70, kvHeads * dim])
+        const options = { keys: cache(keys), values: cache(values), heads, kvHeads, dim, start: 70, portable: true }
+        return on.attention(place(q, [count, heads * dim]), options)
+      }
+      await both(`attention of ${count}`, attend, { bits: true })
+    }
+  })
+
   await report.check('matmulTree: sums of subtrees', async () => {
     const [k, outs, block] = [quick ? 128 : 1024, 33, 32]
     for (const count of tokens) {
