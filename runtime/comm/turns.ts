@@ -32,3 +32,26 @@ export async function orEnd<R>(host: GroupHost, call: string, work: Promise<R>):
     throw error
   }
 }
+
+/** By device, the end of its rank's last call. */
+const last = new WeakMap<object, Promise<void>>()
+
+/**
+ * Runs `body` with the end of the calls that this device's rank made before it, whatever groups they are of: what waits for other ranks on the
+ * device itself must go there in the order of the program, or a stream that has two collectives in another order than a peer's waits for ever.
+ */
+export async function inOrderOfCalls<R>(device: object, body: (before: Promise<void> | undefined) => Promise<R>): Promise<R> {
+  const before = last.get(device)
+  let done = (): void => {}
+  last.set(
+    device,
+    new Promise((resolve) => {
+      done = resolve
+    }),
+  )
+  try {
+    return await body(before)
+  } finally {
+    done()
+  }
+}

@@ -8,6 +8,7 @@ import type { Device } from '../../runtime/device/device.ts'
 import { launch } from '../../runtime/scheduler/launch.ts'
 import { control, cudaDevices, reason } from '../support/cuda.ts'
 import { errorOf, sleep } from '../support/outcomes.ts'
+import { seed } from '../support/random.ts'
 import { overPeers } from './cuda-ranks.ts'
 
 const [a, b] = (await Promise.all(cudaDevices().map(({ open }) => open()))) as [CudaDevice, CudaDevice]
@@ -151,3 +152,24 @@ describe.skipIf(reason !== '').each(GROUPS)(`ranks $name${reason}`, ({ run }) =>
     await works()
   })
 })
+
+const order = seed()
+it.skipIf(reason !== '')(
+  `calls of several groups that nobody awaits go to the devices in the order of the program (seed ${order})${reason}`,
+  async () => {
+    const delays = { seed: order, delayMs: 8 }
+    const sums = await overPeers(
+      [a, b],
+      async ({ comm, device }) => {
+        const other = (await comm.split({ color: 0 })) as Communicator
+        const started: Promise<Tensor>[] = []
+        for (let i = 0; i < 24; i++) started.push((i % 2 ? other : comm).allReduce(Tensor.full([WIDTH], i, { device })))
+        const values = await Promise.all(started.map(async (result) => (await (await result).data())[0]))
+        other.destroy()
+        return values
+      },
+      { delays, timeoutMs: 3000 },
+    )
+    for (const values of sums) expect(values).toEqual(Array.from({ length: 24 }, (_, i) => 2 * i))
+  },
+)

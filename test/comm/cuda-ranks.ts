@@ -35,7 +35,12 @@ export async function registered(devices: readonly CudaDevice[]): Promise<number
 export async function overPeers<T>(
   devices: readonly CudaDevice[],
   main: (rank: CudaRank) => Promise<T>,
-  { room = SMALL, memory, timeoutMs = 20_000 }: { room?: PeerRoom; memory?: Home; timeoutMs?: number } = {},
+  {
+    room = SMALL,
+    memory,
+    timeoutMs = 20_000,
+    delays,
+  }: { room?: PeerRoom; memory?: Home; timeoutMs?: number; delays?: { seed: number; delayMs: number } } = {},
 ): Promise<T[]> {
   const stop = new AbortController()
   const errors: unknown[] = []
@@ -56,7 +61,7 @@ export async function overPeers<T>(
       return undefined
     }
   }
-  const results = await Promise.all(memoryWires(devices.length).map(runRank))
+  const results = await Promise.all(memoryWires(devices.length, delays).map(runRank))
   if (errors.length > 0) throw errors.find((error) => !(error instanceof RankFailedError)) ?? errors[0]
   return results as T[]
 }

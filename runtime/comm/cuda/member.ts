@@ -4,7 +4,7 @@ import type { Run } from '../calls/run.ts'
 import { type GroupMember, type HoldAs, outline } from '../member.ts'
 import type { MeetOptions } from '../rendezvous.ts'
 import type { Operand, Staging } from '../staged/group.ts'
-import { orEnd } from '../turns.ts'
+import { inOrderOfCalls, orEnd } from '../turns.ts'
 import type { CudaGroup, Results } from './group.ts'
 
 export type Member = GroupMember<Device, CudaGroup, Staging, Operand>
@@ -17,11 +17,19 @@ export const recorded: Run<Member, Operand, Results, 'now'> = async <P, R>(
   options: MeetOptions,
   record: (payloads: P[], results: Results) => R[],
 ): Promise<R> => {
-  const { group, host } = member
+  const { group, host, device } = member
   const turn = (payloads: P[]): R[] | Promise<R[]> => group.turn(call, options, (results) => record(payloads, results))
-  const complete = host.wire ? (payloads: P[]) => orEnd(host, call, (async () => turn(payloads))()) : turn
   try {
-    return await member.holding(prepare, (offer) => host.meet(call, offer, complete, options, outline))
+    if (!host.wire) return await member.holding(prepare, (offer) => host.meet(call, offer, turn, options, outline))
+    return await inOrderOfCalls(device, (before) => {
+      const inOrder = async (payloads: P[]): Promise<R[]> => {
+        await before
+        return turn(payloads)
+      }
+      return member.holding(prepare, (offer) =>
+        host.meet(call, offer, (payloads: P[]) => orEnd(host, call, inOrder(payloads)), options, outline),
+      )
+    })
   } catch (error) {
     if (group.ended) group.heard(member.rank)
     throw error
