@@ -22,10 +22,12 @@ export const recorded: Run<Member, Operand, Results, 'now'> = async <P, R>(
   try {
     if (!host.wire) return await member.holding(prepare, (offer) => host.meet(call, offer, turn, options, outline))
     return await inOrderOfCalls(device, (before) => {
-      const inOrder = async (payloads: P[]): Promise<R[]> => {
-        await before
-        return turn(payloads)
-      }
+      // Its turn in the group is taken now, so that what the group is asked for later stays behind it.
+      const inOrder = (payloads: P[]): Promise<R[]> =>
+        group.run(call, options, async () => {
+          await before
+          return group.record((results) => record(payloads, results))
+        })
       return member.holding(prepare, (offer) =>
         host.meet(call, offer, (payloads: P[]) => orEnd(host, call, inOrder(payloads)), options, outline),
       )

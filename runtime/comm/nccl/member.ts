@@ -21,10 +21,12 @@ export const recorded: Run<Member, Operand, Results, 'now'> = async <P, R>(
   const now = (payloads: P[]): R[] | Promise<R[]> => group.turn(call, options, (results) => record(payloads, results))
   if (!host.wire) return member.holding(prepare, (offer) => host.meet(call, offer, now, options))
   return inOrderOfCalls(device, (before) => {
-    const inOrder = async (payloads: P[]): Promise<R[]> => {
-      await before
-      return now(payloads)
-    }
+    // Its turn in the group is taken now, so that what the group is asked for later stays behind it.
+    const inOrder = (payloads: P[]): Promise<R[]> =>
+      group.run(call, options, async () => {
+        await before
+        return group.record((results) => record(payloads, results))
+      })
     return member.holding(prepare, (offer) =>
       host.meet(call, offer, (payloads: P[]) => orEnd(host, call, inOrder(payloads)), options, outline),
     )
