@@ -1,6 +1,7 @@
 // Ranks whose kernels wait for others that do not come: everybody hears of it within the deadline, and who it was; then a new group works at once.
 import { afterAll, afterEach, describe, expect, it } from 'vitest'
 import type { Communicator } from '../../runtime/comm/communicator.ts'
+import { AllReduceFusionPattern } from '../../runtime/comm/fusion/patterns.ts'
 import type { RankmeshError } from '../../runtime/core/errors.ts'
 import { Tensor } from '../../runtime/core/tensor.ts'
 import type { CudaDevice } from '../../runtime/device/cuda/device.ts'
@@ -163,7 +164,13 @@ it.skipIf(reason !== '')(
       async ({ comm, device }) => {
         const other = (await comm.split({ color: 0 })) as Communicator
         const started: Promise<Tensor>[] = []
-        for (let i = 0; i < 24; i++) started.push((i % 2 ? other : comm).allReduce(Tensor.full([WIDTH], i, { device })))
+        for (let i = 0; i < 24; i++) {
+          const [own, x] = [i % 2 ? other : comm, Tensor.full([1, WIDTH], i, { device })]
+          const fused = async (): Promise<Tensor> =>
+            (await own.allReduceFusion({ input: x, pattern: AllReduceFusionPattern.kAllReduce })).output as Tensor
+          started.push(i % 3 === 0 ? fused() : own.allReduce(x))
+          x.dispose()
+        }
         const values = await Promise.all(started.map(async (result) => (await (await result).data())[0]))
         other.destroy()
         return values

@@ -26,6 +26,7 @@ import { type MeetOptions, offerOf } from '../rendezvous.ts'
 import { StagedComm } from '../staged/comm.ts'
 import { fusionEngine } from '../staged/fusion.ts'
 import { type FarDevice, type Operand, StagedGroup, type Staging } from '../staged/group.ts'
+import { inOrderOfCalls } from '../turns.ts'
 import type { Wire } from '../wire.ts'
 import { allGather2D, allToAll, scatter } from './deal.ts'
 import { Doubt } from './doubt.ts'
@@ -144,15 +145,15 @@ export class CudaComm extends StagedComm {
   }
 
   override allReduceFusion(args: AllReduceFusion, options?: MeetOptions): Promise<FusionResult> {
-    return allReduceFusion(this.#member, this.#fused, args, options)
+    return this.#inOrder((engine) => allReduceFusion(this.#member, engine, args, options))
   }
 
   override moeAllReduceFusion(args: MoeAllReduceFusion, options?: MeetOptions): Promise<FusionResult> {
-    return moeAllReduceFusion(this.#member, this.#fused, args, options)
+    return this.#inOrder((engine) => moeAllReduceFusion(this.#member, engine, args, options))
   }
 
   override moeFinalizeAllReduceFusion(args: MoeFinalizeAllReduceFusion, options?: MeetOptions): Promise<FusionResult> {
-    return moeFinalizeAllReduceFusion(this.#member, this.#fused, args, options)
+    return this.#inOrder((engine) => moeFinalizeAllReduceFusion(this.#member, engine, args, options))
   }
 
   override allGather(x: Tensor, options?: { dim?: number } & MeetOptions): Promise<Tensor> {
@@ -236,8 +237,27 @@ export class CudaComm extends StagedComm {
     this.#member.group.heard(this.rank)
   }
 
+  /** Over a wire, kernels of fused patterns go to the device behind those of the calls that this rank made before. */
+  #inOrder<R>(call: (engine: FusionEngine<Staging, Operand>) => Promise<R>): Promise<R> {
+    const { host, device } = this.#member
+    return host.wire ? inOrderOfCalls(device, (before) => call(behind(before, this.#fused))) : call(this.#fused)
+  }
+
   get #member(): Member {
     return this.member as unknown as Member
+  }
+}
+
+function behind(before: Promise<void> | undefined, { sum, experts }: FusionEngine<Staging, Operand>): FusionEngine<Staging, Operand> {
+  return {
+    async sum(...given) {
+      await before
+      return sum(...given)
+    },
+    async experts(...given) {
+      await before
+      return experts(...given)
+    },
   }
 }
 
