@@ -151,6 +151,8 @@ void Engine::Release(bool all) {
       else if (device_->driver.cuEventQuery(event->handle()) == kNotReady) return;
     }
     retired_.pop_front();
+    // What went with it may have been another device's, imported, and has made that one current.
+    device_->TryEnter();
   }
 }
 

@@ -3,6 +3,7 @@ import { execFileSync } from 'node:child_process'
 import { mkdtempSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
+import { setTimeout as sleep } from 'node:timers/promises'
 import { afterAll, afterEach, describe, expect, it } from 'vitest'
 import type { CudaEngine } from '../../runtime/core/addon.ts'
 import { addonReport, loadAddon } from '../../runtime/core/addon-node.ts'
@@ -197,6 +198,37 @@ else {
       x.dispose()
       expect(() => first.engine.importMemory(new Uint8Array(7))).toThrow(RangeError)
       expect(() => first.engine.exportMemory(12345)).toThrow(RangeError)
+    })
+
+    it("of another device, let go while a kernel still runs, leaves this one's commands to this one", async () => {
+      using first = open(0)
+      using second = open(1)
+      const tensors = (device: CudaDevice) => [Tensor.from([1, 2, 3], { device }), Tensor.from([0, 0, 0], { device })] as const
+      const [x, twice] = tensors(first)
+      const [y, other] = tensors(second)
+      await Promise.all([first.sync(), second.sync()])
+      const { allocations } = control.counts()
+      const theirs = second.engine.allocate(4096)
+      const here = first.engine.importMemory(second.engine.exportMemory(theirs.id))
+      control.plant('delay 0 50000')
+      first.add(x, x, { out: twice })
+      const ran = first.sync()
+      first.engine.free(here.id, null)
+      second.engine.free(theirs.id, null)
+      for (let i = 0; i < 2; i++) {
+        await sleep(10)
+        second.add(y, y, { out: other })
+        await second.sync()
+      }
+      expect(control.counts().allocations).toBe(allocations + 1) // the first one has it still
+      control.plant('delay 0 0')
+      await ran
+      while (control.counts().allocations > allocations) {
+        await sleep(10)
+        first.add(x, x, { out: twice })
+        await first.sync()
+      }
+      expect(await numbers(twice)).toEqual([2, 4, 6])
     })
 
     it('can be filled and poked at once', async () => {
