@@ -3,12 +3,16 @@ import type { DType } from '../core/dtype.ts'
 import type { RankmeshError } from '../core/errors.ts'
 import type { Shape } from '../core/shape.ts'
 import { Tensor } from '../core/tensor.ts'
+import type { Device } from '../device/device.ts'
 import type { EngineDevice } from '../device/engine/device.ts'
 import type { EngineStorage } from '../device/engine/memory.ts'
 import type { Operand as Place } from '../device/engine/queue.ts'
+import type { Run } from './calls/run.ts'
+import { type GroupMember, type HoldAs, outline } from './member.ts'
 import type { MeetOptions } from './rendezvous.ts'
-import { type Source, StagedGroup, type Staging, type Target } from './staged/group.ts'
+import { type Operand, type Source, StagedGroup, type Staging, type Target } from './staged/group.ts'
 import { operandOf } from './staged/member.ts'
+import { inOrderOfCalls, orEnd } from './turns.ts'
 
 /** `R` is what its collectives make. */
 export abstract class QueuedGroup<R extends Results = Results> extends StagedGroup {
@@ -56,6 +60,38 @@ export abstract class QueuedGroup<R extends Results = Results> extends StagedGro
   /** Records a command of one rank, behind what other ranks do with its operands. */
   alone(rank: number, op: number, numbers: readonly number[], operands: readonly Place[], written: readonly number[]): void {
     this.device(rank).queue.record(op, numbers, operands, written)
+  }
+}
+
+/** One rank's part in group `G`. */
+export type QueuedMember<G extends QueuedGroup> = GroupMember<Device, G, Staging, Operand>
+
+/**
+ * As GroupMember.run, with a `record` that awaits nothing: it runs once for all ranks that are here, as soon as all have come, and gives each its
+ * result. Over a wire a rank's calls come to its device in the order in which it made them, whatever groups they are of.
+ */
+export function recordedBy<R extends Results, G extends QueuedGroup<R>>(): Run<QueuedMember<G>, Operand, R, 'now'> {
+  return async <P, T>(
+    member: QueuedMember<G>,
+    call: string,
+    prepare: (hold: HoldAs<Operand>) => P,
+    options: MeetOptions,
+    record: (payloads: P[], results: R) => T[],
+  ): Promise<T> => {
+    const { group, host, device } = member
+    const turn = (payloads: P[]): T[] | Promise<T[]> => group.turn(call, options, (results) => record(payloads, results))
+    if (!host.wire) return member.holding(prepare, (offer) => host.meet(call, offer, turn, options))
+    return inOrderOfCalls(device, (before) => {
+      // Its turn in the group is taken now, so that what the group is asked for later stays behind it.
+      const inOrder = (payloads: P[]): Promise<T[]> =>
+        group.run(call, options, async () => {
+          await before
+          return group.record((results) => record(payloads, results))
+        })
+      return member.holding(prepare, (offer) =>
+        host.meet(call, offer, (payloads: P[]) => orEnd(host, call, inOrder(payloads)), options, outline),
+      )
+    })
   }
 }
 

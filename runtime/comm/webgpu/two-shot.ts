@@ -9,7 +9,7 @@ import type { NormOperands, Summand } from '../calls/reduce.ts'
 import type { ReduceOp } from '../device-comm.ts'
 import { type Cluster, type Extent, elsewhere, emptySlices, isLocal, type Slices, type Source, sliceAt, upload } from './clusters.ts'
 import { sumSlice } from './host-sum.ts'
-import { fusedNorm, reduceSlices } from './kernels.ts'
+import { fusedNorm, type NormDims, reduceSlices } from './kernels.ts'
 import { type Member, operandsOf } from './member.ts'
 import type { Scope } from './scope.ts'
 
@@ -132,7 +132,7 @@ export async function twoShotFused(
   scope: Scope,
   payloads: readonly NormOperands<Operand>[],
   residual: Tensor,
-  { rows, n, ...norm }: { rows: number; n: number; eps: number; zeroCentered: boolean },
+  { rows, n, ...norm }: NormDims,
 ): Promise<Tensor[]> {
   const { sources, dtype } = group.sources(scope, operandsOf(payloads), 'sum')
   const leadOf = ({ ranks }: Cluster): NormOperands<Operand> => payloads[ranks[0] as number] as NormOperands<Operand>
