@@ -42,6 +42,7 @@ class LongFirst extends BaseSequencer {
 const config: ViteUserConfig = defineConfig({
   plugins: [wgsl],
   test: {
+    globalSetup: 'test/support/temporary.ts',
     sequence: { sequencer: LongFirst },
     projects: [
       {

@@ -2,10 +2,8 @@
 // GFLOP/s for many.
 // node bench/cpu.mjs [rounds]; builds first: node scripts/build.mjs && npm run build:native
 import { execFileSync } from 'node:child_process'
-import { mkdtempSync, rmSync } from 'node:fs'
-import { tmpdir } from 'node:os'
-import { join } from 'node:path'
 import { openDevice, Tensor } from '../dist/index.js'
+import { built } from './built.mjs'
 import { check, median, randomFloats, row } from './harness.mjs'
 
 const rounds = Number(process.argv[2] ?? 9)
@@ -14,16 +12,8 @@ const WORKING_SET = 384 * 2 ** 20
 
 /** Bandwidth of memcpy, read and written bytes together, and of reading alone, of one thread and of two. */
 function limits() {
-  const folder = mkdtempSync(join(tmpdir(), 'rankmesh-bench-'))
-  try {
-    const program = join(folder, 'limits')
-    execFileSync('cc', ['-O2', '-pthread', join(import.meta.dirname, 'peers/limits.c'), '-o', program])
-    return JSON.parse(execFileSync(program).toString())
-  } catch {
-    return null
-  } finally {
-    rmSync(folder, { recursive: true })
-  }
+  const program = built('cc', 'limits.c', ['-pthread'])
+  return program && JSON.parse(execFileSync(program).toString())
 }
 
 const device = await openDevice('cpu')

@@ -1,9 +1,9 @@
 // Tokens a second of models on ranks of the CPU beside llama.cpp's, in turn, each slice tagged with where the system has put the processors.
 import { execFileSync, spawn } from 'node:child_process'
-import { mkdtempSync, statSync } from 'node:fs'
-import { tmpdir } from 'node:os'
+import { statSync } from 'node:fs'
 import { basename, join } from 'node:path'
 import { createInterface } from 'node:readline'
+import { built } from './built.mjs'
 import { median, row } from './harness.mjs'
 
 export const about =
@@ -51,9 +51,8 @@ function llamaBench(model, threads, what, count) {
 }
 
 function builtPlacement() {
-  const program = join(mkdtempSync(join(tmpdir(), 'rankmesh-bench-')), 'placement')
-  execFileSync('cc', ['-O3', '-march=native', '-pthread', join(here, 'peers/placement.c'), '-o', program])
-  return () => JSON.parse(execFileSync(program, { encoding: 'utf8' }))
+  const program = built('cc', 'placement.c', ['-pthread'])
+  return program && (() => JSON.parse(execFileSync(program, { encoding: 'utf8' })))
 }
 
 export async function run() {
@@ -64,6 +63,7 @@ export async function run() {
   }
   if (!process.env.LLAMA_BENCH) console.log('llama.cpp is not measured: name its llama-bench in LLAMA_BENCH')
   const placement = builtPlacement()
+  if (!placement) return
   for (const model of models) await compare(model, placement)
 }
 

@@ -1,8 +1,7 @@
 // Host all-reduce among threads and processes of one machine, beside what else there is: Open MPI, MPICH, torch's gloo.
 import { execFileSync } from 'node:child_process'
-import { mkdtempSync } from 'node:fs'
-import { tmpdir } from 'node:os'
 import { join } from 'node:path'
+import { built } from './built.mjs'
 import { median, row, verdict } from './harness.mjs'
 
 export const about = 'host all-reduce of float32 arrays among threads and processes, beside Open MPI, MPICH and torch gloo, in turn'
@@ -13,18 +12,6 @@ const here = import.meta.dirname
 
 const output = (command, args, env = {}) =>
   execFileSync(command, args, { encoding: 'utf8', stdio: ['ignore', 'pipe', 'ignore'], env: { ...process.env, ...env }, timeout: 300_000 })
-
-/** A program built for measuring, or null with the reason printed. */
-function built(compiler, source, options = []) {
-  const out = join(mkdtempSync(join(tmpdir(), 'rankmesh-bench-')), 'program')
-  try {
-    execFileSync(compiler, ['-O3', '-march=native', ...options, join(here, 'peers', source), '-o', out], { stdio: 'pipe' })
-    return out
-  } catch (error) {
-    console.log(`not measured: ${compiler} ${source}: ${error.message.split('\n')[0]}`)
-    return null
-  }
-}
 
 /** By name: what gives microseconds by size. */
 function contenders(ranks, sizes) {
