@@ -27,7 +27,7 @@ const SCALARS: Readonly<Record<number, Scalar>> = {
   4: { bytes: 4, read: (view, at) => view.getUint32(at, true), array: (buffer) => new Uint32Array(buffer) },
   5: { bytes: 4, read: (view, at) => view.getInt32(at, true), array: (buffer) => new Int32Array(buffer) },
   6: { bytes: 4, read: (view, at) => view.getFloat32(at, true), array: (buffer) => new Float32Array(buffer) },
-  [BOOL]: { bytes: 1, read: (view, at) => view.getUint8(at), array: (buffer) => new Uint8Array(buffer) },
+  [BOOL]: { bytes: 1, read: (view, at) => view.getUint8(at), array: (buffer) => new Uint8Array(buffer).map(Math.sign) },
   10: { bytes: 8, read: (view, at) => Number(view.getBigUint64(at, true)), array: (buffer) => numbers(new BigUint64Array(buffer)) },
   11: { bytes: 8, read: (view, at) => Number(view.getBigInt64(at, true)), array: (buffer) => numbers(new BigInt64Array(buffer)) },
   12: { bytes: 8, read: (view, at) => view.getFloat64(at, true), array: (buffer) => new Float64Array(buffer) },
