@@ -12,22 +12,76 @@ export function embedding(ids: Uint32Array, table: Float32Array, n: number, firs
   return y
 }
 
-interface Product {
+export interface Product {
   tokens: number
   k: number
   outs: number
 }
 
-export function matmul(x: Float32Array, w: Float32Array, { tokens, k, outs }: Product, bias: Float32Array | null): Float32Array {
-  const y = new Float32Array(tokens * outs)
-  for (let t = 0; t < tokens; t++) {
-    for (let o = 0; o < outs; o++) {
-      let sum = 0
-      for (let i = 0; i < k; i++) sum += (x[t * k + i] as number) * (w[o * k + i] as number)
-      y[t * outs + o] = bias ? sum + (bias[o] as number) : sum
-    }
+/** Four outputs of one or two tokens at a time: what they share is read once, and no addition waits for the one before it. */
+export function matmul(x: Float32Array, w: Float32Array, product: Product, bias: Float32Array | null): Float32Array {
+  const { tokens, outs } = product
+  const sums = new Float64Array(tokens * outs)
+  for (let t = 0; t < tokens; t += 2) {
+    const multiply = t + 1 < tokens ? multiplyTwo : multiplyOne
+    for (let o = 0; o < outs; o += 4) multiply(x, w, product, t, o, sums)
   }
-  return y
+  if (bias) for (let i = 0; i < sums.length; i++) sums[i] = (sums[i] as number) + (bias[i % outs] as number)
+  return new Float32Array(sums)
+}
+
+/** Of token t, outputs o to o + 3; where there are fewer, the last one several times. */
+function multiplyOne(x: Float32Array, w: Float32Array, { k, outs }: Product, t: number, o: number, sums: Float64Array): void {
+  const last = outs - 1
+  const [o1, o2, o3] = [Math.min(o + 1, last), Math.min(o + 2, last), Math.min(o + 3, last)]
+  const [p, q, q1, q2, q3] = [t * k, o * k, o1 * k, o2 * k, o3 * k]
+  let [a, b, c, d] = [0, 0, 0, 0]
+  for (let i = 0; i < k; i++) {
+    const xi = x[p + i] as number
+    a += xi * (w[q + i] as number)
+    b += xi * (w[q1 + i] as number)
+    c += xi * (w[q2 + i] as number)
+    d += xi * (w[q3 + i] as number)
+  }
+  const at = t * outs
+  sums[at + o] = a
+  sums[at + o1] = b
+  sums[at + o2] = c
+  sums[at + o3] = d
+}
+
+/** As `multiplyOne`, of tokens t and t + 1. */
+function multiplyTwo(x: Float32Array, w: Float32Array, { k, outs }: Product, t: number, o: number, sums: Float64Array): void {
+  const last = outs - 1
+  const [o1, o2, o3] = [Math.min(o + 1, last), Math.min(o + 2, last), Math.min(o + 3, last)]
+  const [p, r, q, q1, q2, q3] = [t * k, (t + 1) * k, o * k, o1 * k, o2 * k, o3 * k]
+  let [a, b, c, d, e, f, g, h] = [0, 0, 0, 0, 0, 0, 0, 0]
+  for (let i = 0; i < k; i++) {
+    const xi = x[p + i] as number
+    const zi = x[r + i] as number
+    const w0 = w[q + i] as number
+    const w1 = w[q1 + i] as number
+    const w2 = w[q2 + i] as number
+    const w3 = w[q3 + i] as number
+    a += xi * w0
+    b += xi * w1
+    c += xi * w2
+    d += xi * w3
+    e += zi * w0
+    f += zi * w1
+    g += zi * w2
+    h += zi * w3
+  }
+  const at = t * outs
+  sums[at + o] = a
+  sums[at + o1] = b
+  sums[at + o2] = c
+  sums[at + o3] = d
+  const next = at + outs
+  sums[next + o] = e
+  sums[next + o1] = f
+  sums[next + o2] = g
+  sums[next + o3] = h
 }
 
 /** As shaders/matmul_tree.wgsl, addition by addition: in a block, quad by quad, ((a + b) + c) + d with every product rounded. */
