@@ -13,9 +13,17 @@ import { WebGpuDevice } from '../device/webgpu/device.ts'
 import { GpuStorage, writableStorage } from '../device/webgpu/pool.ts'
 import { type FusedNorm, REDUCE_OPS, type ReduceOp, type TreeCut } from './device-comm.ts'
 
+/** Texts that were made before: a step of a model describes the same tensors each time. */
+const described = new WeakMap<Tensor, string>()
+
 /** Never throws, whatever was given: what is wrong with it is for the checks to say. */
 export function describeTensor(x: unknown): string {
-  return x instanceof Tensor ? `${formatShape(x.shape)} ${x.dtype}` : describe(x)
+  if (!(x instanceof Tensor)) return describe(x)
+  const known = described.get(x)
+  if (known !== undefined) return known
+  const text = `${formatShape(x.shape)} ${x.dtype}`
+  described.set(x, text)
+  return text
 }
 
 export function describeTree(tree: TreeCut | undefined): string {

@@ -38,8 +38,8 @@ interface Arrival {
   payload: unknown
   resolve(value: unknown): void
   reject(error: unknown): void
-  /** Stops listening to the rank's signal. */
-  detach(): void
+  /** Stops listening to the rank's signal, where it has one. */
+  detach: (() => void) | undefined
 }
 
 interface Slot {
@@ -95,7 +95,7 @@ export class Rendezvous implements WorldGroup {
     const at = (this.#next[index] as number)++
     this.#records[index]?.note(call)
     const slot = this.#slot(at)
-    const timing = offerOf(() => timeoutOf(timeoutMs))
+    const timing = options.timeoutMs === undefined ? offer : offerOf(() => timeoutOf(timeoutMs))
     const mine = 'refusal' in timing ? timing : offer
     if ('refusal' in mine) {
       if (!slot.error) this.#fail(at, slot, refused(me, call, mine.refusal))
@@ -107,12 +107,7 @@ export class Rendezvous implements WorldGroup {
       return Promise.reject(slot.error)
     }
     return new Promise<R>((resolve, reject) => {
-      const onAbort = (): void => {
-        reject(signal?.reason)
-        this.world.fail(me, signal?.reason)
-      }
-      signal?.addEventListener('abort', onAbort, { once: true })
-      const detach = (): void => signal?.removeEventListener('abort', onAbort)
+      const detach = signal && this.#onAbort(signal, me, reject)
       slot.arrivals[index] = { call, payload: mine.payload, resolve: resolve as (value: unknown) => void, reject, detach }
       slot.count++
       const other = slot.arrivals.findIndex((a) => a !== undefined && a.call !== call)
@@ -128,6 +123,16 @@ export class Rendezvous implements WorldGroup {
       if (gone >= 0) this.#fail(at, slot, this.#withoutMember(gone, call))
       else this.#setDeadline(at, slot, call, timeoutMs)
     })
+  }
+
+  /** What a rank waits for ends with its signal, and so does its part in the program; returns how to stop listening. */
+  #onAbort(signal: AbortSignal, rank: number, reject: (reason: unknown) => void): () => void {
+    const onAbort = (): void => {
+      reject(signal.reason)
+      this.world.fail(rank, signal.reason)
+    }
+    signal.addEventListener('abort', onAbort, { once: true })
+    return () => signal.removeEventListener('abort', onAbort)
   }
 
   missing(rank: number, failed: boolean): void {
@@ -176,7 +181,7 @@ export class Rendezvous implements WorldGroup {
     clearTimeout(slot.timer)
     this.#slots.delete(at)
     const arrivals = slot.arrivals as Arrival[]
-    for (const { detach } of arrivals) detach()
+    for (const { detach } of arrivals) detach?.()
     try {
       const outcome = complete(arrivals.map(({ payload }) => payload))
       const results = outcome instanceof Promise ? await outcome : outcome
@@ -209,7 +214,7 @@ export class Rendezvous implements WorldGroup {
     if (isAbort(error)) announceAbort({ error, members: this.members, calls: this.#records.map((record) => record.calls()) })
     for (const arrival of slot.arrivals.splice(0)) {
       if (!arrival) continue
-      arrival.detach()
+      arrival.detach?.()
       this.#settle(at, slot)
       arrival.reject(error)
     }

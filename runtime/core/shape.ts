@@ -13,7 +13,9 @@ export function checkShape(shape: Shape): void {
 
 /** Number of elements; 1 for the empty shape. */
 export function sizeOf(shape: Shape): number {
-  return shape.reduce((a, b) => a * b, 1)
+  let size = 1
+  for (const n of shape) size *= n
+  return size
 }
 
 export function formatShape(shape: Shape): string {
@@ -21,7 +23,9 @@ export function formatShape(shape: Shape): string {
 }
 
 export function sameShape(a: Shape, b: Shape): boolean {
-  return a.length === b.length && a.every((n, i) => n === b[i])
+  if (a.length !== b.length) return false
+  for (let i = 0; i < a.length; i++) if (a[i] !== b[i]) return false
+  return true
 }
 
 /** A dimension given from the front or, when negative, from the back. */

@@ -22,6 +22,9 @@ export class Tensor implements Disposable {
   readonly dtype: DType
   readonly shape: Shape
   readonly byteOffset: number
+  /** Elements. */
+  readonly size: number
+  readonly byteLength: number
   readonly #storage: Storage
   #disposed = false
 
@@ -35,6 +38,8 @@ export class Tensor implements Disposable {
     this.dtype = dtype
     this.shape = Object.freeze([...shape])
     this.byteOffset = byteOffset
+    this.size = sizeOf(shape)
+    this.byteLength = this.size * dtypeSize(dtype)
     this.#storage = storage
     if (byteOffset + this.byteLength > storage.byteLength) {
       throw new ShapeError(
@@ -106,14 +111,6 @@ export class Tensor implements Disposable {
   get storage(): Storage {
     if (this.#disposed) throw new DeviceError(`This tensor ${formatShape(this.shape)} was disposed; use it before dispose()`)
     return this.#storage
-  }
-
-  get size(): number {
-    return sizeOf(this.shape)
-  }
-
-  get byteLength(): number {
-    return this.size * dtypeSize(this.dtype)
   }
 
   get disposed(): boolean {
