@@ -1,7 +1,7 @@
 // Tries everything that runs on NVIDIA GPUs on those of this machine: `node scripts/verify-gpu.mjs`, with dist/, the addon and its kernels at hand.
 //   --only 1,2       these parts                        --list         what they are
 //   --seed N         the seed of the random data        --quick        small sizes, for emulated devices and for sanitizers
-//   --json FILE      results and figures                --sanitizer    parts 1 and 2 under compute-sanitizer as well
+//   --json FILE      results and figures
 // Ends with 0, with 1 where a check failed, with 2 where there is no GPU to try.
 import { spawn, spawnSync } from 'node:child_process'
 import { randomInt } from 'node:crypto'
@@ -18,8 +18,10 @@ const PARTS = [
   { part: 4, about: 'a rank that does not come', run: ['late'], minutes: 5 },
   { part: 5, about: 'recorded steps', run: ['recorded'], minutes: 5 },
   { part: 6, about: 'the bundled model', run: ['model'], minutes: 5 },
-  { part: 7, about: 'figures', run: ['figures'], minutes: 15 },
+  { part: 7, about: 'figures', run: ['figures', 'beside'], minutes: 20 },
 ]
+/** Parts 1 and 2 again, with small sizes. */
+const SANITIZED_PART = { part: 8, about: 'compute-sanitizer, where it is on the PATH' }
 /** Exit code where there is no GPU. */
 const ABSENT = 2
 /** Before what a child tells its parent. */
@@ -35,7 +37,6 @@ const { values: options } = parseArgs({
     seed: { type: 'string' },
     json: { type: 'string' },
     quick: { type: 'boolean', default: false },
-    sanitizer: { type: 'boolean', default: false },
     list: { type: 'boolean', default: false },
     // How this program calls itself: one module of a part, in a process of its own.
     run: { type: 'string' },
@@ -44,7 +45,7 @@ const { values: options } = parseArgs({
 })
 
 if (options.list) {
-  for (const { part, about } of PARTS) console.log(`${part}  ${about}`)
+  for (const { part, about } of [...PARTS, SANITIZED_PART]) console.log(`${part}  ${about}`)
 } else if (options.run) {
   await runOne()
 } else {
@@ -61,10 +62,10 @@ async function runOne() {
 
 async function runAll() {
   const only = options.only?.split(',').map(Number)
-  const unknown = only?.find((part) => !PARTS.some((one) => one.part === part))
+  const unknown = only?.find((part) => ![...PARTS, SANITIZED_PART].some((one) => one.part === part))
   const seed = options.seed === undefined ? randomInt(2 ** 32) : Number(options.seed)
   if (unknown !== undefined || !Number.isInteger(seed) || seed < 0 || seed >= 2 ** 32) {
-    console.error(`--only takes parts (${PARTS.map(({ part }) => part)}), --seed an integer in [0, 2^32)`)
+    console.error(`--only takes parts (${[...PARTS, SANITIZED_PART].map(({ part }) => part)}), --seed an integer in [0, 2^32)`)
     return 1
   }
   const { lines, obstacle, devices, features } = inspect()
@@ -80,7 +81,7 @@ async function runAll() {
     console.log(`\n${part}. ${about}`)
     for (const module of run) await child({ part, module, minutes, seed }, entries)
   }
-  if (options.sanitizer) await sanitize(entries, seed, only)
+  if (!only || only.includes(SANITIZED_PART.part)) await sanitize(entries, seed)
   const count = (status) => entries.filter((entry) => entry.status === status).length
   const [passed, failed, skipped] = ['PASS', 'FAIL', 'SKIP'].map(count)
   if (options.json) writeFileSync(options.json, `${JSON.stringify({ seed, devices, features, entries }, null, 2)}\n`)
@@ -134,7 +135,7 @@ async function child({ part, module, minutes, seed, tool = [] }, entries) {
   else if (tool.length > 0) add({ status: 'PASS', name: `${module} under ${tool.slice(0, 3).join(' ')}` })
 }
 
-async function sanitize(entries, seed, only) {
+async function sanitize(entries, seed) {
   console.log('\n8. compute-sanitizer')
   if (spawnSync('compute-sanitizer', ['--version']).status !== 0) {
     entries.push({ part: 8, status: 'SKIP', name: 'compute-sanitizer', detail: 'it is not on the PATH' })
@@ -146,7 +147,7 @@ async function sanitize(entries, seed, only) {
     ['racecheck', [1]],
   ]) {
     for (const { part, run, minutes } of PARTS) {
-      if (!parts.includes(part) || (only && !only.includes(part))) continue
+      if (!parts.includes(part)) continue
       for (const module of run) await child({ part: 8, module, minutes: minutes * SANITIZER_FACTOR, seed, tool: tool(name) }, entries)
     }
   }

@@ -1,10 +1,11 @@
 // A program of several ranks: `node ranks.mjs JSON` runs one task in any placement, and writes what its ranks gave as a line of JSON.
 import { Communicator, createDeviceComm, createHostGroup, importHostGroup, launch, Tensor } from 'rankmesh'
 import { Random, sameBits } from './checks.mjs'
+import { timeFusedNorm } from './norm.mjs'
 import { collectives } from './sums.mjs'
 
 const plan = JSON.parse(process.argv[2])
-const TASKS = { collectives, late, recorded }
+const TASKS = { collectives, late, norms, recorded }
 const { task, ranks, placement, devices, timeoutMs = 60_000 } = plan
 
 const results = await launch({ ranks, placement, devices, timeoutMs }, async (context) => {
@@ -73,6 +74,16 @@ async function busy(device, n, milliseconds) {
     const spent = performance.now() - start
     if (spent > milliseconds / 4) return () => run(Math.ceil((times * milliseconds) / spent))
   }
+}
+
+/** Times of fused norms, shape by shape. */
+async function norms(context, { shapes, times }) {
+  const found = []
+  for (const { ranks, rows, n } of shapes) {
+    const { plain, recorded } = await timeFusedNorm(context, { rows, n, times })
+    found.push({ ranks, rows, n, microseconds: plain, graphMicroseconds: recorded })
+  }
+  return { found }
 }
 
 /** A step, run `launches` times and once, and the same from a recording. */
