@@ -1,4 +1,4 @@
-// Weights in GGUF blocks on the CPU, every type by every kind of kernels and by loops: values bit by bit, products, columns, the tree's bits.
+// Weights in GGUF blocks on the CPU, every type by every kind of kernels, gpu.js and loops: values bit by bit, products, columns, the tree's bits.
 import { afterAll, describe, expect, it } from 'vitest'
 import { blockLength, dtypeSize } from '../../runtime/core/dtype.ts'
 import { Tensor } from '../../runtime/core/tensor.ts'

@@ -1,4 +1,4 @@
-// Every operation on the CPU, by native kernels of each kind and by loops: the cases that the WebGPU device passes too.
+// Every operation on the CPU, by native kernels of each kind, by gpu.js and by loops: the cases that the WebGPU device passes too.
 import { afterAll, describe, it } from 'vitest'
 import type { CpuDevice } from '../../runtime/device/cpu/device.ts'
 import { attentionCases } from '../support/cases/attention.ts'
@@ -40,7 +40,7 @@ for (const { name, open } of cpuDevices()) {
     softmaxCases(device, [way])
     topKCases(device, [way])
     rmsNormCases(device, LANES)
-    matmulCases(device, [{ ...way, tokens, types }])
+    matmulCases(device, [{ ...way, tokens, types, oneByOne: name.includes('webasm') }])
     treeCases(device)
     contractCases(device, LANES)
     refusalCases(device, other, () => ({ recorded: device.queue.recorded, live: device.memory.liveBlocks }))

@@ -1,4 +1,4 @@
-// Products that may round their activations, by native kernels of each kind and by loops: within the bounds stated, and exact where they stay so.
+// Products that may round their activations, by native kernels of each kind, gpu.js and loops: within the bounds stated, and exact where they stay so.
 import { afterAll, describe, expect, it } from 'vitest'
 import { addonReport } from '../../runtime/core/addon-node.ts'
 import { type BlockDType, blockLength, type DType, isBlockDType } from '../../runtime/core/dtype.ts'

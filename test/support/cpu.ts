@@ -1,7 +1,11 @@
-// CPU devices for tests: the addon's kernels for each kind of processor that this one can stand for, and the loops in TypeScript.
+// CPU devices for tests: the addon's kernels for each kind of processor that this one can stand for, gpu.js by each of its modes, and the
+// loops in TypeScript.
 import type { Addon } from '../../runtime/core/addon.ts'
 import { addonReport, loadAddon } from '../../runtime/core/addon-node.ts'
 import { CpuDevice } from '../../runtime/device/cpu/device.ts'
+import { type GpuJs, openGpuJs } from '../../runtime/device/cpu/gpu-js.ts'
+import { LoopEngine } from '../../runtime/device/cpu/loops.ts'
+import { platform } from '../../runtime/device/webgpu/platform-node.ts'
 
 export interface NamedCpu {
   name: string
@@ -28,7 +32,31 @@ function native(create: () => ReturnType<NonNullable<Addon['createCpuEngine']>>,
   }
 }
 
-/** The native ones that differ from one another, then the loops. */
+/** A device that multiplies by what it finds of gpu.js. */
+export function overGpuJs(found: GpuJs): CpuDevice {
+  return CpuDevice.open(new LoopEngine(openGpuJs(found)), { name: 'cpu:gpu.js' })
+}
+
+/** gpu.js, whose compiler to WebAssembly makes of kernels what `spoil` makes of their sources. */
+export function spoilt(spoil: (source: string) => string): GpuJs {
+  const { GPU } = platform.gpuJs()
+  return {
+    GPU: class extends GPU {
+      readonly #mode: string
+
+      constructor(options: ConstructorParameters<typeof GPU>[0]) {
+        super(options)
+        this.#mode = options.mode
+      }
+
+      override createKernel(...[source, options]: Parameters<InstanceType<typeof GPU>['createKernel']>): never {
+        return super.createKernel(this.#mode === 'webasm' ? spoil(source) : source, options) as never
+      }
+    },
+  }
+}
+
+/** The native ones that differ from one another, gpu.js, and last the loops. */
 export function cpuDevices(): NamedCpu[] {
   const found = new Map<string, NamedCpu>()
   const create = addon?.createCpuEngine
@@ -39,6 +67,10 @@ export function cpuDevices(): NamedCpu[] {
       device.dispose()
     }
   }
-  const loops = CpuDevice.open(null)
-  return [...found.values(), { name: loops.description, open: () => CpuDevice.open(null) }]
+  const portable = [() => overGpuJs(platform.gpuJs()), () => overGpuJs(spoilt(() => 'no kernel')), () => CpuDevice.open(null)]
+  for (const open of portable) {
+    using device = open()
+    found.set(device.description, { name: device.description, open })
+  }
+  return [...found.values()]
 }

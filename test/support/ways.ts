@@ -12,6 +12,8 @@ export interface Way {
 export interface ProductWay extends Way {
   tokens: readonly number[]
   types: readonly (readonly [x: DType, w: DType])[]
+  /** It adds all of a sum one by one in float32: errors are a few times those of sums in lanes. */
+  oneByOne?: boolean
 }
 
 /** Runs work on a WebGPU device that is tuned so meanwhile. */

@@ -4,11 +4,11 @@ import { EngineDevice, Processor } from '../engine/device.ts'
 import { LoopEngine } from './loops.ts'
 
 export class CpuDevice extends EngineDevice {
-  /** A device over the addon's engine, or, with null, over loops in TypeScript: right, and slow. */
-  static open(engine: Engine | null, { pinned = false }: { pinned?: boolean } = {}): CpuDevice {
+  /** A device over an engine; with null, over loops in TypeScript: right, and slow. */
+  static open(engine: Engine | null, { name = 'cpu', pinned = false }: { name?: string; pinned?: boolean } = {}): CpuDevice {
     const runs = engine ?? new LoopEngine()
     const description = `CPU (${runs.kernels})`
-    return new CpuDevice(new Processor(runs, { kind: 'cpu', name: 'cpu', description, software: engine === null, pinned }))
+    return new CpuDevice(new Processor(runs, { kind: 'cpu', name, description, software: runs instanceof LoopEngine, pinned }))
   }
 
   override view(): CpuDevice {

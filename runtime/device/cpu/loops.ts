@@ -7,11 +7,26 @@ import { OP, TYPE } from '../engine/commands.ts'
 import { runCollective } from './loop-collectives.ts'
 import * as kernels from './loop-kernels.ts'
 
+/** What multiplies: the loops, or a library in their place. */
+export interface Products {
+  /** What runs the commands, as people read it. */
+  readonly kernels: string
+  /** A product in float32; a row's bits do not depend on what else is multiplied. */
+  matmul: typeof kernels.matmul
+  close?(): void
+}
+
 export class LoopEngine implements Engine {
-  readonly kernels = 'TypeScript loops'
+  readonly kernels: string
+  readonly #products: Products
   readonly #blocks = new Map<number, ArrayBuffer>()
   #nextBlock = 1
   #queues = 0
+
+  constructor(products: Products = { kernels: 'TypeScript loops', matmul: kernels.matmul }) {
+    this.#products = products
+    this.kernels = products.kernels
+  }
 
   allocate(byteLength: number): { id: number; buffer: ArrayBuffer } {
     const buffer = new ArrayBuffer(byteLength)
@@ -25,25 +40,31 @@ export class LoopEngine implements Engine {
   }
 
   createQueue(): EngineQueue {
-    return new LoopQueue(this.#queues++, this.#blocks)
+    return new LoopQueue(this.#queues++, this.#blocks, this.#products)
+  }
+
+  close(): void {
+    this.#products.close?.()
   }
 }
 
 class LoopQueue implements EngineQueue {
   readonly id: number
   readonly #blocks: ReadonlyMap<number, ArrayBuffer>
+  readonly #products: Products
   #times: Map<string, ReturnType<EngineQueue['measured']>[number]> | null = null
 
-  constructor(id: number, blocks: ReadonlyMap<number, ArrayBuffer>) {
+  constructor(id: number, blocks: ReadonlyMap<number, ArrayBuffer>, products: Products) {
     this.id = id
     this.#blocks = blocks
+    this.#products = products
   }
 
   submit(words: Float64Array, count: number): void {
     const reader = new Reader(words, this.#blocks)
     while (reader.at < count) {
       const start = performance.now()
-      const [op, types] = run(reader)
+      const [op, types] = run(reader, this.#products)
       if (this.#times && op !== OP.wait) this.#note(op, types, (performance.now() - start) * 1e6)
     }
   }
@@ -145,7 +166,7 @@ function store(type: number, { buffer, offset }: Place, values: Float32Array): v
 }
 
 /** Runs one command: its op and the types of its operands. */
-function run(reader: Reader): [op: number, types: readonly number[]] {
+function run(reader: Reader, products: Products): [op: number, types: readonly number[]] {
   const op = reader.word()
   switch (op) {
     case OP.wait:
@@ -171,7 +192,7 @@ function run(reader: Reader): [op: number, types: readonly number[]] {
       const { tokens, k, outs, a, b } = given
       const [x, w, bias, y] = [reader.place(), reader.place(), reader.place(), reader.place()]
       const added = given.biased ? load(TYPE.f32, bias, outs) : null
-      storeRows(y, kernels.matmul(load(a, x, tokens * k), load(b, w, outs * k), { tokens, k, outs }, added), given)
+      storeRows(y, products.matmul(load(a, x, tokens * k), load(b, w, outs * k), { tokens, k, outs }, added), given)
       return [op, [a, b]]
     }
     case OP.matmulTree: {

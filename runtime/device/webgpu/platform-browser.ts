@@ -32,5 +32,8 @@ export const platform: Platform = {
   onExit: () => () => {},
   publish: () => {},
   addon: () => null,
+  gpuJs() {
+    throw new BackendUnavailableError("gpu.js is loaded in Node alone; in a page openDevice('cpu') multiplies by loops")
+  },
   hostMemory: () => null,
 }

@@ -1,5 +1,6 @@
 // The WebGPU platform of Node: npm `webgpu` (Dawn) on the system's GPU, else on the software Vulkan that @sparticuz/chromium carries.
 import { channel } from 'node:diagnostics_channel'
+import { createRequire } from 'node:module'
 import { hostname } from 'node:os'
 import { deserialize, serialize } from 'node:v8'
 import { loadAddon } from '../../core/addon-node.ts'
@@ -44,6 +45,13 @@ export const platform: Platform = {
     if (found.hasSubscribers) found.publish(event)
   },
   addon: loadAddon,
+  gpuJs() {
+    try {
+      return createRequire(import.meta.url)('gpu.js')
+    } catch (cause) {
+      throw new BackendUnavailableError('The npm package `gpu.js` did not load; install it with `npm install gpu.js`', { cause })
+    }
+  },
   hostMemory: () => ({ machine: hostname(), free: process.availableMemory() }),
 }
 

@@ -1,5 +1,6 @@
 // What the WebGPU device asks of the place it runs in: one adapter, and a way to act after the current turn of the event loop.
 import type { Addon } from '../../core/addon.ts'
+import type { GpuJs } from '../cpu/gpu-js.ts'
 
 export interface AdapterChoice {
   /** Part of an adapter's name, or its index in the order the system lists them. */
@@ -32,6 +33,8 @@ export interface Platform {
   publish(channel: string, event: object): void
   /** The native addon, where it is built. */
   addon(): Addon | null
+  /** The npm package gpu.js. @throws ERR_BACKEND_UNAVAILABLE where it is not installed. */
+  gpuJs(): GpuJs
   /** The machine's name and the bytes of its memory that are free; null where a program is not told. */
   hostMemory(): { machine: string; free: number } | null
 }
