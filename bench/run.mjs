@@ -5,13 +5,14 @@ import * as decode from './decode.mjs'
 import * as fused from './fused.mjs'
 import * as host from './host.mjs'
 import * as invariant from './invariant.mjs'
+import * as loops from './loops.mjs'
 import * as moe from './moe.mjs'
 import * as patterns from './patterns.mjs'
 import * as peers from './peers.mjs'
 import * as plans from './plans.mjs'
 import * as ranks from './ranks.mjs'
 
-const BENCHMARKS = { ranks, invariant, fused, patterns, moe, bandwidth, crossings, host, decode, plans, peers }
+const BENCHMARKS = { ranks, invariant, fused, patterns, moe, bandwidth, crossings, host, loops, decode, plans, peers }
 const names = process.argv.slice(2)
 
 if (names.length === 0) {
