@@ -97,19 +97,19 @@ describe('both readers say the same of', () => {
     const at = seed()
     const random = new Random(at)
     const seen = { keys: 0, tensors: 0 }
-    for (let round = 0; round < 300; round++) {
+    for (let round = 0; round < 100; round++) {
       const { keys, tensors } = await same(onDisk(randomFile(random, 2 ** random.int(13))), `seed ${at}, round ${round}`)
       seen.keys += keys
       seen.tensors += tensors
     }
-    expect(Math.min(seen.keys, seen.tensors), `seed ${at}`).toBeGreaterThan(1000)
+    expect(Math.min(seen.keys, seen.tensors), `seed ${at}`).toBeGreaterThan(300)
   })
 
   test('a header of several megabytes', async () => {
     const at = seed()
     const random = new Random(at)
     // An empty text at the end: it cannot be cut where the other reader's bytes at hand end.
-    const tokens = Array.from({ length: 200_000 + random.int(1000) }, (_, i) => `${randomText(random)}${i}`).concat('')
+    const tokens = Array.from({ length: 150_000 + random.int(1000) }, (_, i) => `${randomText(random)}${i}`).concat('')
     const scores = tokens.map(() => random.normal())
     const metadata: RawGguf['metadata'] = [
       ['tokens', [9, [8, tokens]]],
@@ -123,7 +123,7 @@ describe('both readers say the same of', () => {
     const random = new Random(at)
     const file = ggufFile({ metadata: Object.entries(LLAMA) as [string, RawValue][], tensors: [...tensorsOf(random).values()] })
     let read = 0
-    for (let round = 0; round < 1000; round++) {
+    for (let round = 0; round < 300; round++) {
       const bad = file.slice()
       for (let i = 0; i <= random.int(3); i++) bad[random.int(2000)] = random.int(256)
       const path = onDisk(bad)
