@@ -55,6 +55,28 @@ export function mergesOf(spans: readonly Span[], slots: number = slotsOf(spans))
   return merges
 }
 
+/** What is joined into one node: at the slots of those who hold its parts the number of joins, as in `mergesOf`, and NO_NODE at all others. */
+export interface Subtree {
+  readonly node: TreeNode
+  readonly merges: readonly number[]
+}
+
+/** The largest whole subtrees inside the spans of ranks that follow one another, together, and how each is made of those that the ranks hold. */
+export function subtreesOf(spans: readonly Span[], slots: number): Subtree[] {
+  const held = spans.map(nodesOf)
+  const [{ start }] = spans as [Span]
+  return nodesOf({ start, count: spans.reduce((sum, { count }) => sum + count, 0) }).map((node) => {
+    const merges = new Array<number>(spans.length * slots).fill(NO_NODE)
+    const stack: TreeNode[] = []
+    for (const [rank, nodes] of held.entries()) {
+      for (const [slot, part] of nodes.entries()) {
+        if (part.start >= node.start && part.start < node.start + 2 ** node.level) merges[rank * slots + slot] = push(stack, part)
+      }
+    }
+    return { node, merges }
+  })
+}
+
 /** Nodes of the rank that has most. */
 export function slotsOf(spans: readonly Span[]): number {
   return Math.max(1, ...spans.map((span) => nodesOf(span).length))

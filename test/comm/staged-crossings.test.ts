@@ -33,7 +33,8 @@ const CASES: [name: string, call: Call, out: [number, number], into: [number, nu
   ['broadcast from the GPU', (comm, x) => comm.broadcast(x), [S, S], [S, S]],
   ['broadcast from the CPU', (comm, x) => comm.broadcast(x, { src: comm.size - 1 }), [0, 0], [S, S]],
   ['reduce to the CPU', (comm, x) => comm.reduce(x, { dst: comm.size - 1 }), [S, S], [0, 0]],
-  ['a sum by the tree of which the GPU holds nothing', (comm, x) => tree(comm, x), [0, 0], [S, S]],
+  ['a sum by the tree', (comm, x) => tree(comm, x, comm.size === 2 ? [1, 1] : [1, 1, 2]), [S, S], [S, S]],
+  ['a sum by the tree of which the GPU holds nothing', (comm, x) => tree(comm, x, [0, 0, 1].slice(-comm.size)), [0, 0], [S, S]],
   ['a sum to which the GPU brings nothing', (comm, x) => comm.allReduce(x, { contribution: last(comm) }), [0, 0], [S, S]],
   ['fused norm', (comm, x) => norm(comm, x), [S, S], [2 * S, 2 * S], 64],
   ['fused pattern', (comm, x) => fused(comm, x), [S, S], [S + COUNT, S + COUNT], 64],
@@ -42,8 +43,9 @@ const CASES: [name: string, call: Call, out: [number, number], into: [number, nu
 
 const last = (comm: Communicator): boolean => comm.rank === comm.size - 1
 
-function tree(comm: Communicator, x: Tensor): Promise<unknown> {
-  const spans = Array.from({ length: comm.size }, (_, rank) => ({ start: 0, count: Number(rank === comm.size - 1) }))
+/** Each rank holds so many blocks, which are one subtree. */
+function tree(comm: Communicator, x: Tensor, counts: readonly number[]): Promise<unknown> {
+  const spans = counts.map((count, rank) => ({ start: counts.slice(0, rank).reduce((a, b) => a + b, 0), count }))
   return comm.allReduceTree(x, { tree: { spans }, shape: [COUNT] })
 }
 

@@ -1,7 +1,7 @@
 // The tree of sums: every cut of the blocks joins to the same expression, the one of the whole.
 import fc from 'fast-check'
 import { describe, expect, it } from 'vitest'
-import { mergesOf, NO_NODE, nodesOf, type Span, slotsOf } from '../../runtime/core/tree.ts'
+import { mergesOf, NO_NODE, nodesOf, type Span, slotsOf, subtreesOf } from '../../runtime/core/tree.ts'
 
 /** What a node's sum is, as text: the tree written down. */
 function expression(start: number, width: number, blocks: number): string {
@@ -19,7 +19,10 @@ function whole(blocks: number): string {
 function joined(spans: readonly Span[]): string {
   const blocks = spans.reduce((n, { count }) => n + count, 0)
   const slots = slotsOf(spans)
-  const merges = mergesOf(spans, slots)
+  return stacked(spans, slots, mergesOf(spans, slots), blocks)
+}
+
+function stacked(spans: readonly Span[], slots: number, merges: readonly number[], blocks: number): string {
   const stack: string[] = []
   merges.forEach((joins, slot) => {
     if (joins === NO_NODE) return
@@ -69,6 +72,25 @@ describe('nodesOf', () => {
     [{ start: 5, count: 0 }, []],
   ] as [Span, number[][]][])('cuts %j into its largest whole subtrees', (span, nodes) => {
     expect(nodesOf(span).map(({ start, level }) => [start, level])).toEqual(nodes)
+  })
+})
+
+describe('subtreesOf', () => {
+  it('any neighbours of any cut: the nodes of their blocks, each the expression of its own', () => {
+    fc.assert(
+      fc.property(fc.array(fc.nat(9), { minLength: 1, maxLength: 9 }), fc.nat(8), fc.nat(8), (counts, a, b) => {
+        const [from, to] = [Math.min(a, b), Math.max(a, b) + 1].map((end) => Math.min(end, counts.length)) as [number, number]
+        fc.pre(from < to)
+        const all = spansOf(counts)
+        const [blocks, spans, slots] = [counts.reduce((x, y) => x + y, 0), all.slice(from, to), slotsOf(all)]
+        const subtrees = subtreesOf(spans, slots)
+        const count = spans.reduce((x, span) => x + span.count, 0)
+        expect(subtrees.map(({ node }) => node)).toEqual(nodesOf({ start: (spans[0] as Span).start, count }))
+        for (const { node, merges } of subtrees)
+          expect(stacked(spans, slots, merges, blocks)).toBe(expression(node.start, 2 ** node.level, blocks))
+      }),
+      { numRuns: 1000 },
+    )
   })
 })
 

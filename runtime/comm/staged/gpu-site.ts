@@ -1,10 +1,13 @@
 // What the ranks of one GPU do there before their bytes go to the host: join their experts, and add up, so that one partial is read for all.
 import { type DType, dtypeSize } from '../../core/dtype.ts'
+import type { Subtree } from '../../core/tree.ts'
 import type { Operand as GpuOperand } from '../../device/webgpu/launch.ts'
 import type { GpuStorage } from '../../device/webgpu/pool.ts'
+import { treeSum } from '../../device/webgpu/tree.ts'
 import { wireType } from '../algorithms.ts'
 import type { ReduceOp } from '../device-comm.ts'
 import type { RankExperts } from '../fusion/experts.ts'
+import { endToEnd } from '../link.ts'
 import { type Cluster, emptySlices, mergeLanes, type Slices, sliceAt, slicesOf } from '../webgpu/clusters.ts'
 import { WITHIN_THREAD } from '../webgpu/crossing.ts'
 import { joinExperts } from '../webgpu/fusion-kernels.ts'
@@ -20,6 +23,24 @@ export function sumOnGpu(site: Cluster, operands: readonly Operand[], op: Reduce
     const [{ dtype, count }] = operands as [Operand]
     const ranges = operands.map((operand) => onGpu(operand).range)
     return readSum(scope, site, slicesOf(scope, site, ranges, dtype), count, op)
+  })
+}
+
+/** Subtree sums of the site's ranks, `slots` of `count` float32 each, joined into fewer: those, end to end. */
+export function joinOnGpu(
+  site: Cluster,
+  operands: readonly Operand[],
+  { count, slots, subtrees }: { count: number; slots: number; subtrees: readonly Subtree[] },
+): Promise<Uint8Array> {
+  return Scope.run(WITHIN_THREAD, async (scope) => {
+    mergeLanes([site])
+    const bytes = count * 4
+    const ranges = operands.map((operand) => onGpu(operand).range)
+    const { range, pitch } = slicesOf(scope, site, ranges, 'float32')
+    const sums = emptySlices(scope, site, subtrees.length, bytes, 'float32')
+    for (const [i, { merges }] of subtrees.entries()) treeSum(site.sink, range, pitch, sliceAt(sums, i, bytes), count, slots, merges)
+    const read = subtrees.map((_, i) => site.gpu.recorder.read(site.lanes[0] as number, sliceAt(sums, i, bytes)))
+    return endToEnd(await Promise.all(read))
   })
 }
 

@@ -1,7 +1,6 @@
 // The staged collectives that compute: allReduce, reduce, reduceScatter, and the reduction fused with residual, bias and RMSNorm.
 import { sizeOf } from '../../core/shape.ts'
 import type { Tensor } from '../../core/tensor.ts'
-import { nodesOf, type Span } from '../../core/tree.ts'
 import {
   type AllReduce,
   type AllReduceTree,
@@ -18,13 +17,13 @@ import {
   reduceScatterVBy,
   type ScatterCall,
 } from '../calls/reduce.ts'
-import type { TreeCut } from '../device-comm.ts'
 import type { Operand, Staging } from './group.ts'
 import { type Member, run } from './member.ts'
 import { normed } from './norm.ts'
-import { bytesOf, joined } from './numbers.ts'
+import { bytesOf } from './numbers.ts'
 import { reduced } from './partials.ts'
 import { slab } from './pieces.ts'
+import { joinedTree } from './tree.ts'
 
 export const allReduce: AllReduce<Member> = allReduceBy(run, async ({ group }, payloads, staging, { x, op, algorithm }) => {
   const operands = payloads.map((p) => p.x)
@@ -47,8 +46,8 @@ export const reduce: Reduce<Member> = reduceBy(run, async ({ group }, operands, 
 export const reduceScatter: ReduceScatter<Member> = reduceScatterBy(run, scattered)
 export const reduceScatterV: ReduceScatterV<Member> = reduceScatterVBy(run, reduceScatter, scattered)
 
-export const allReduceTree: AllReduceTree<Member> = allReduceTreeBy(run, async (_, operands, staging, { tree, shape }) => {
-  const sum = await joinedTree(staging, operands, sizeOf(shape), tree)
+export const allReduceTree: AllReduceTree<Member> = allReduceTreeBy(run, async ({ group }, operands, staging, { tree, shape }) => {
+  const sum = await joinedTree(group, staging, operands, sizeOf(shape), tree)
   return staging.spread(shape, { dtype: 'float32', bytes: bytesOf('float32', sum) })
 })
 
@@ -66,7 +65,7 @@ export const allReduceResidualBiasRMSNorm: Norm<Member> = normBy(
     const span = tree ? { start: 0, count: size } : group.part(size, unit)
     const [sum, before, [gamma, added = null]] = await Promise.all([
       tree
-        ? joinedTree(staging, operands, size, tree)
+        ? joinedTree(group, staging, operands, size, tree)
         : (reduced(group, staging, operands, 'sum', { algorithm, unit, nothing }, span) as Promise<Float32Array>),
       staging.alike(residuals, span, unit),
       staging.own([lead.weight, ...(lead.bias ? [lead.bias] : [])]) as Promise<[Uint8Array, Uint8Array?]>,
@@ -80,12 +79,6 @@ export const allReduceResidualBiasRMSNorm: Norm<Member> = normBy(
     )
   },
 )
-
-/** The sum in the order of the tree, of which each rank sends the subtrees it holds: none where it holds no block. */
-async function joinedTree(staging: Staging, operands: readonly Operand[], count: number, { spans }: TreeCut): Promise<Float32Array> {
-  const held = operands.map((operand, rank) => ({ ...operand, byteLength: 4 * count * nodesOf(spans[rank] as Span).length }))
-  return joined(await staging.all(held), count, spans)
-}
 
 /** The reduction, cut into the ranks' parts. */
 async function scattered(

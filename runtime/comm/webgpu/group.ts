@@ -2,7 +2,7 @@
 import { type DType, dtypeSize } from '../../core/dtype.ts'
 import { type Shape, sizeOf } from '../../core/shape.ts'
 import { Tensor } from '../../core/tensor.ts'
-import { slotsOf } from '../../core/tree.ts'
+import { mergesOf, slotsOf } from '../../core/tree.ts'
 import type { Range } from '../../device/webgpu/commands.ts'
 import type { WebGpuDevice } from '../../device/webgpu/device.ts'
 import { copyBytes, type Operand } from '../../device/webgpu/launch.ts'
@@ -116,12 +116,14 @@ export class WebGpuGroup {
 
   /** The sums of all ranks' subtrees, joined on each device in the order of the tree. */
   async joined(scope: Scope, operands: readonly Operand[], { spans }: TreeCut): Promise<Slices[]> {
-    const count = (operands[0] as Operand).count / slotsOf(spans)
+    const slots = slotsOf(spans)
+    const merges = mergesOf(spans, slots)
+    const count = (operands[0] as Operand).count / slots
     const sides = await this.side(scope, operands)
     return this.clusters.map((cluster, i) => {
       const { range, pitch } = sides[i] as Slices
       const sum = emptySlices(scope, cluster, 1, count * 4, 'float32')
-      if (count > 0) treeSum(cluster.sink, range, pitch, { ...sum.range, byteLength: count * 4 }, count, spans)
+      if (count > 0) treeSum(cluster.sink, range, pitch, { ...sum.range, byteLength: count * 4 }, count, slots, merges)
       return sum
     })
   }

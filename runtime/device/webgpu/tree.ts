@@ -1,7 +1,6 @@
 // Matrix products and sums in the order of one fixed binary tree over blocks of k; see core/tree.ts for the tree.
 import { ArgumentError, ShapeError } from '../../core/errors.ts'
 import type { Tensor } from '../../core/tensor.ts'
-import { mergesOf, type Span, slotsOf } from '../../core/tree.ts'
 import type { TreeProduct } from '../device.ts'
 import { checkTree } from '../operands.ts'
 import type { Range } from './commands.ts'
@@ -11,7 +10,7 @@ import { result } from './ops.ts'
 
 const WORKGROUP = 16
 /** Slots that the parameters of tree_sum have room for. */
-const MAX_SLOTS = 144
+export const MAX_SLOTS = 144
 
 export function matmulTree(device: WebGpuDevice, x: Tensor, w: Tensor, options: TreeProduct): Tensor {
   const { block, first = 0, whole = false, bias, out } = options
@@ -30,19 +29,20 @@ export function matmulTree(device: WebGpuDevice, x: Tensor, w: Tensor, options: 
   return y
 }
 
-/** y [count] = the sum of all ranks' subtree sums: rank r's begin `r * pitch` bytes after `x`, one after the other. float32. */
-export function treeSum(sink: Sink, x: Range, pitch: number, y: Range, count: number, spans: readonly Span[]): void {
-  const nodes = slotsOf(spans)
-  const merges = mergesOf(spans, nodes)
+/**
+ * y [count] = subtree sums joined: rank r's `slots` of them begin `r * pitch` bytes after `x`, one after the other; `merges` says how they are joined,
+ * see core/tree.ts. float32.
+ */
+export function treeSum(sink: Sink, x: Range, pitch: number, y: Range, count: number, slots: number, merges: readonly number[]): void {
   if (merges.length > MAX_SLOTS) {
     throw new ArgumentError(
-      `A cut into ${spans.length} ranks of up to ${nodes} subtrees is more than ${MAX_SLOTS} sums; cut at larger powers of two`,
+      `A cut into ${merges.length / slots} ranks of up to ${slots} subtrees is more than ${MAX_SLOTS} sums; cut at larger powers of two`,
     )
   }
   if (count % 4 !== 0) throw new ShapeError(`Expected a multiple of 4 elements for a sum by the tree but received ${count}`)
   const words = new Uint32Array(Math.ceil(merges.length / 4))
   for (const [slot, joins] of merges.entries()) words[slot >> 2] = (words[slot >> 2] as number) | (joins << ((slot & 3) * 8))
   const WG = sink.gpu.tuning.flat
-  const params = [count / 4, pitch / 16, nodes, merges.length, ...words]
+  const params = [count / 4, pitch / 16, slots, merges.length, ...words]
   dispatch(sink, { name: 'tree_sum', constants: { WG } }, [x, y], params, grid(Math.ceil(count / 4 / WG)))
 }
