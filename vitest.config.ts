@@ -1,5 +1,6 @@
-// Test projects: `unit` needs no GPU, `gpu` drives the WebGPU adapter: two files at a time, of either; `alone` is slow beside others, since ranks wait
-// for one another there by the hundred thousand; `models` needs large weights.
+// Test projects, two files at a time: `together`, whose files share processes, modules and GPU devices; `apart`, each in a process of its own, since they
+// start others or change what this one is; `alone`, slow beside others, since ranks wait for one another there by the hundred thousand; `models` needs
+// large weights.
 import { readFileSync } from 'node:fs'
 import { defineConfig, type ViteUserConfig } from 'vitest/config'
 import { BaseSequencer, type TestSpecification } from 'vitest/node'
@@ -15,6 +16,10 @@ const wgsl = {
 const shared = { pool: 'forks' as const, maxWorkers: 2, testTimeout: 120_000, hookTimeout: 120_000, setupFiles: ['test/support/setup.ts'] }
 
 const ALONE = 'test/wire/shared.test.ts'
+const TOGETHER = ['test/{core,cpu,scheduler,model,shaders,nn,comm,device}/**/*.test.ts']
+/** Doubles of libraries take the places of those of the process. */
+const ENVIRONMENTS = ['test/**/*{cuda,nccl}*.test.ts']
+const APART = ['test/{native,package,wire,launch,browser,cli,examples}/**/*.test.ts']
 
 /** What takes longest comes first, lest one of these is left over at the end, when the other core has nothing more to do. */
 const LONG = [
@@ -47,15 +52,11 @@ const config: ViteUserConfig = defineConfig({
     projects: [
       {
         extends: true,
-        test: { ...shared, name: 'unit', include: ['test/{core,cpu,scheduler,model,native,package,wire}/**/*.test.ts'], exclude: [ALONE] },
+        test: { ...shared, name: 'together', isolate: false, include: TOGETHER, exclude: ENVIRONMENTS },
       },
       {
         extends: true,
-        test: {
-          ...shared,
-          name: 'gpu',
-          include: ['test/{device,comm,shaders,nn,examples,launch,browser,cli}/**/*.test.ts'],
-        },
+        test: { ...shared, name: 'apart', include: [...APART, ...ENVIRONMENTS], exclude: [ALONE] },
       },
       {
         extends: true,

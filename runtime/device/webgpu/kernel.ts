@@ -18,16 +18,29 @@ export interface Kernel {
   readonly pipeline: GPUComputePipeline
 }
 
+/** What has been built for a GPUDevice, however often it is adopted. */
+interface Built {
+  readonly kernels: Map<string, Kernel>
+  readonly modules: Map<string, GPUShaderModule>
+  readonly layouts: Map<string, GPUBindGroupLayout>
+}
+const builtFor = new WeakMap<GPUDevice, Built>()
+
 export class KernelRegistry {
   readonly #device: GPUDevice
-  readonly #kernels = new Map<string, Kernel>()
-  readonly #modules = new Map<string, GPUShaderModule>()
-  readonly #layouts = new Map<string, GPUBindGroupLayout>()
+  readonly #kernels: Built['kernels']
+  readonly #modules: Built['modules']
+  readonly #layouts: Built['layouts']
   /** Called with the device's answer when it refuses a kernel. */
   onError: (message: string) => void = () => {}
 
   constructor(device: GPUDevice) {
+    const built = builtFor.get(device) ?? { kernels: new Map(), modules: new Map(), layouts: new Map() }
+    builtFor.set(device, built)
     this.#device = device
+    this.#kernels = built.kernels
+    this.#modules = built.modules
+    this.#layouts = built.layouts
   }
 
   get(variant: Variant): Kernel {
