@@ -19,18 +19,21 @@ const KINDS: GroupKind[] = [
     name: 'webgpu, two devices',
     devices,
     live,
+    some: 3,
     place: (ranks) => (ranks < 2 || ranks > 16 ? 'needs 2 to 16 ranks' : blocks(Math.ceil(ranks / 2), Math.floor(ranks / 2))),
   },
   {
     name: 'webgpu, three devices in uneven blocks',
     devices,
     live,
+    some: 2,
     place: (ranks) => (ranks < 4 || ranks > 16 ? 'needs 4 to 16 ranks' : blocks(1, ranks - 3, 2)),
   },
   {
     name: 'webgpu, ranks interleaved over two devices',
     devices,
     live,
+    some: 2,
     place(ranks) {
       if (ranks < 3 || ranks > 16) return 'needs 3 to 16 ranks'
       return Array.from({ length: ranks }, (_, rank) => (ranks <= 4 ? rank % 2 : Number(rank % 3 > 0))) // with more, no even steps

@@ -4,10 +4,11 @@ import { Tensor } from '../../runtime/core/tensor.ts'
 import type { WebGpuDevice } from '../../runtime/device/webgpu/device.ts'
 import type { RankContext } from '../../runtime/scheduler/launch.ts'
 import { testDevice } from '../support/device.ts'
+import { times } from '../support/effort.ts'
 import { never, type Outcomes, outcomes, sleep } from '../support/outcomes.ts'
 import { Random, seed } from '../support/random.ts'
 
-const BATCHES = 5
+const BATCHES = times(5, 2)
 const PROGRAMS = 100
 /** For the deadline of a rank that never calls; a late one comes well before. */
 const TIMEOUT_MS = 1500

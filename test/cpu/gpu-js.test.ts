@@ -25,7 +25,7 @@ describe('opening', () => {
   it('by its name, by WebAssembly', async () => {
     using device = await openDevice('cpu:gpu.js')
     expect([device.name, device.kind, device.description, device.software]).toEqual(['cpu:gpu.js', 'cpu', WEBASM, true])
-    expect(cpuDevices().map(({ name }) => name)).toEqual(expect.arrayContaining([WEBASM, JAVASCRIPT]))
+    expect(cpuDevices().some(({ name }) => name === WEBASM || name === JAVASCRIPT)).toBe(true)
   })
 
   it('without WebAssembly, by JavaScript', async () => {

@@ -27,7 +27,7 @@ describe.skipIf(reason !== '')(`under ThreadSanitizer${reason}`, () => {
 
   it('control: without the order that epochs give, races are found', async () => {
     const program = await programs.build('planted', ['-DRANKMESH_PLANT_RACE'], [LANE, ...OTHERS])
-    const failure = await run(program, ['3', '600', '1'], { maxBuffer: 2 ** 26 }).then(
+    const failure = await run(program, ['3', '100', '1'], { maxBuffer: 2 ** 26 }).then(
       () => null,
       (error: { stderr: string }) => error.stderr,
     )

@@ -14,6 +14,8 @@ import { fileFolder } from '../../runtime/model/source-file.ts'
 import { openWeights } from '../../runtime/model/weights.ts'
 import { launch } from '../../runtime/scheduler/launch.ts'
 import { testDevice } from '../support/device.ts'
+import { drawn } from '../support/effort.ts'
+import { seed } from '../support/random.ts'
 import { loadReference } from '../support/reference-llama.ts'
 import { maxAbsDiff } from '../support/reference-ops.ts'
 
@@ -71,14 +73,16 @@ describe('the bundled model', () => {
   const { ids: prompt, greedy } = prompts[0] as { ids: number[]; greedy: number[] }
   const expected = loadReference(bundled).forward(prompt).at(-1) as Float64Array
 
-  it.each<[string, number, number[] | undefined]>([
+  const plans: [string, number, number[] | undefined][] = [
     ['3 ranks', 3, undefined],
     ['5 ranks, of which in each layer one has no head', 5, undefined],
     ['shares 0.7, 0.2, 0.1', 3, [0.7, 0.2, 0.1]],
     ['a rank that is too slow for a head', 2, [0.95, 0.05]],
     ['ranks that hold nothing', 4, [0, 5, 0, 3]],
     ['one rank that holds all', 3, [0, 1, 0]],
-  ])('with %s, on one device and on two', async (_, ranks, shares) => {
+  ]
+  const start = seed()
+  it.each(drawn(plans, 3, start))(`with %s, on one device and on two (seed ${start})`, async (_, ranks, shares) => {
     for (const devices of [[device], [device, second]]) {
       const written = await write(bundled, prompt, 40, ranks, { shares, devices })
       for (const { first, ids, bits } of written) {

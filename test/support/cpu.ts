@@ -1,11 +1,12 @@
-// CPU devices for tests: the addon's kernels for each kind of processor that this one can stand for, gpu.js by each of its modes, and the
-// loops in TypeScript.
+// CPU devices for tests: the addon's kernels for each kind of processor that this one can stand for, gpu.js, and the loops in TypeScript.
 import type { Addon } from '../../runtime/core/addon.ts'
 import { addonReport, loadAddon } from '../../runtime/core/addon-node.ts'
 import { CpuDevice } from '../../runtime/device/cpu/device.ts'
 import { type GpuJs, openGpuJs } from '../../runtime/device/cpu/gpu-js.ts'
 import { LoopEngine } from '../../runtime/device/cpu/loops.ts'
 import { platform } from '../../runtime/device/webgpu/platform-node.ts'
+import { drawn } from './effort.ts'
+import { seed } from './random.ts'
 
 export interface NamedCpu {
   name: string
@@ -56,7 +57,7 @@ export function spoilt(spoil: (source: string) => string): GpuJs {
   }
 }
 
-/** The native ones that differ from one another, gpu.js, and last the loops. */
+/** The native ones that differ from one another, gpu.js in one of its modes, and last the loops. */
 export function cpuDevices(): NamedCpu[] {
   const found = new Map<string, NamedCpu>()
   const create = addon?.createCpuEngine
@@ -67,7 +68,8 @@ export function cpuDevices(): NamedCpu[] {
       device.dispose()
     }
   }
-  const portable = [() => overGpuJs(platform.gpuJs()), () => overGpuJs(spoilt(() => 'no kernel')), () => CpuDevice.open(null)]
+  const modes = [() => overGpuJs(platform.gpuJs()), () => overGpuJs(spoilt(() => 'no kernel'))]
+  const portable = [...drawn(modes, 1, seed()), () => CpuDevice.open(null)]
   for (const open of portable) {
     using device = open()
     found.set(device.description, { name: device.description, open })

@@ -1,11 +1,12 @@
 // Ranks that die, throw, freeze, leave, or are strangers: the right typed error on every survivor, in time, and a new group at once.
 import { describe, expect, it } from 'vitest'
 import { createHostGroup } from '../../runtime/comm/host-group.ts'
+import { times } from '../support/effort.ts'
 import { Random, seed } from '../support/random.ts'
 import { absent, KINDS, type Kind, leftovers, run, start } from './harness.ts'
 import { sleep } from './scenarios.ts'
 
-const TIMES = 50
+const TIMES = times(50, 10)
 /** A dead peer is noticed within this time on one machine. */
 const NOTICED_MS = 2000
 

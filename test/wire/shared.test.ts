@@ -1,5 +1,6 @@
 // Host groups over shared memory: worker threads with and without the addon, and processes; values, arrays, splits, many small calls.
 import { describe, expect, it } from 'vitest'
+import { times } from '../support/effort.ts'
 import { seed } from '../support/random.ts'
 import { absent, KINDS, leftovers, run } from './harness.ts'
 
@@ -36,7 +37,7 @@ for (const kind of KINDS) {
     })
 
     const start = seed()
-    const count = kind === 'thread, JavaScript' ? 20_000 : 100_000
+    const count = kind === 'thread, JavaScript' ? times(20_000, 5_000) : times(100_000, 20_000)
     it(`${count} small collectives over 4 ranks (seed ${start})`, async () => {
       const results = await run(kind, { size: 4, scenario: 'many', data: { count, seed: start }, timeoutMs: 60_000 })
       expect(results).toEqual([0, 0, 0, 0])
