@@ -1,6 +1,6 @@
-// Test projects, two files at a time: `together`, whose files share processes, modules and GPU devices; `apart`, each in a process of its own, since they
-// start others or change what this one is; `alone`, slow beside others, since ranks wait for one another there by the hundred thousand; `models` needs
-// large weights.
+// Test projects, one after the other, two files at a time: `together`, whose files share processes, modules and GPU devices; `apart`, each in a process
+// of its own, since they start others, change what this one is, or compute so much that what the engine learns from others slows them down; `alone`,
+// slow beside others, since ranks wait for one another there by the hundred thousand; `models` needs large weights.
 import { readFileSync } from 'node:fs'
 import { defineConfig, type ViteUserConfig } from 'vitest/config'
 import { BaseSequencer, type TestSpecification } from 'vitest/node'
@@ -16,10 +16,13 @@ const wgsl = {
 const shared = { pool: 'forks' as const, maxWorkers: 2, testTimeout: 120_000, hookTimeout: 120_000, setupFiles: ['test/support/setup.ts'] }
 
 const ALONE = 'test/wire/shared.test.ts'
-const TOGETHER = ['test/{core,cpu,scheduler,model,shaders,nn,comm,device}/**/*.test.ts']
-/** Doubles of libraries take the places of those of the process. */
-const ENVIRONMENTS = ['test/**/*{cuda,nccl}*.test.ts']
-const APART = ['test/{native,package,wire,launch,browser,cli,examples}/**/*.test.ts']
+const APART = [
+  'test/{browser,cli,cpu,examples,launch,model,native,package,wire}/**/*.test.ts',
+  // Doubles of libraries take the places of those of the process.
+  'test/**/*{cuda,nccl}*.test.ts',
+  'test/comm/fusion*.test.ts',
+]
+const TOGETHER = ['test/{comm,core,device,nn,scheduler,shaders}/**/*.test.ts']
 
 /** What takes longest comes first, lest one of these is left over at the end, when the other core has nothing more to do. */
 const LONG = [
@@ -52,15 +55,15 @@ const config: ViteUserConfig = defineConfig({
     projects: [
       {
         extends: true,
-        test: { ...shared, name: 'together', isolate: false, include: TOGETHER, exclude: ENVIRONMENTS },
+        test: { ...shared, name: 'together', isolate: false, include: TOGETHER, exclude: APART },
       },
       {
         extends: true,
-        test: { ...shared, name: 'apart', include: [...APART, ...ENVIRONMENTS], exclude: [ALONE] },
+        test: { ...shared, name: 'apart', include: APART, exclude: [ALONE], sequence: { groupOrder: 1 } },
       },
       {
         extends: true,
-        test: { ...shared, name: 'alone', include: [ALONE], maxWorkers: 1, sequence: { groupOrder: 1 } },
+        test: { ...shared, name: 'alone', include: [ALONE], maxWorkers: 1, sequence: { groupOrder: 2 } },
       },
       {
         extends: true,
@@ -70,7 +73,7 @@ const config: ViteUserConfig = defineConfig({
           include: ['test/models/**/*.test.ts'],
           maxWorkers: 1,
           testTimeout: 1_800_000,
-          sequence: { groupOrder: 2 },
+          sequence: { groupOrder: 3 },
         },
       },
     ],

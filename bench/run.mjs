@@ -2,6 +2,7 @@
 import * as bandwidth from './bandwidth.mjs'
 import * as crossings from './crossings.mjs'
 import * as decode from './decode.mjs'
+import * as enqueue from './enqueue.mjs'
 import * as fused from './fused.mjs'
 import * as host from './host.mjs'
 import * as invariant from './invariant.mjs'
@@ -12,7 +13,7 @@ import * as peers from './peers.mjs'
 import * as plans from './plans.mjs'
 import * as ranks from './ranks.mjs'
 
-const BENCHMARKS = { ranks, invariant, fused, patterns, moe, bandwidth, crossings, host, loops, decode, plans, peers }
+const BENCHMARKS = { ranks, invariant, fused, patterns, moe, bandwidth, crossings, enqueue, host, loops, decode, plans, peers }
 const names = process.argv.slice(2)
 
 if (names.length === 0) {

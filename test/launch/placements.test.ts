@@ -9,7 +9,7 @@ import { bundle } from '../support/bundle.ts'
 const ROOT = join(import.meta.dirname, '../..')
 const program = await bundle('test/launch/programs.ts')
 const CLI = join(ROOT, 'dist/cli.js')
-const TOKENS = 40
+const TOKENS = 24
 
 interface Ended {
   code: number | null
