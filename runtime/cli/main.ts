@@ -18,8 +18,8 @@ const HELP = `rankmesh: tensor parallelism for JavaScript
       --quantized-as T   keep the matrices of a quantized GGUF file as blocks (the default), or as float32 or bfloat16
       --activations T    let products round activations to bfloat16, or as coarsely as int8, where that is faster: on the CPU
                          (default: never)
-      --device NAME      webgpu, webgpu:<index>, webgpu:<part of the adapter's name>, webgpu:software (default webgpu);
-                         repeat it to spread the ranks over several devices
+      --device NAME      webgpu, webgpu:<index>, webgpu:<part of the adapter's name>, webgpu:software, cpu, cpu:gpu.js, cuda or cuda:<index>
+                         (default webgpu); repeat it to spread the ranks over several devices, of any kinds
       --placement P      ranks in this thread (local, the default), a thread each (thread), a process each (process)
       --prompt TEXT      continue this text
       --chat TEXT        answer this message, through the model's chat template

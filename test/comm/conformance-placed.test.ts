@@ -5,6 +5,7 @@ import { beforeAll, describe, expect, it } from 'vitest'
 import { addonReport, loadAddon } from '../../runtime/core/addon-node.ts'
 import type { Placement } from '../../runtime/scheduler/launch.ts'
 import { bundle } from '../support/bundle.ts'
+import { drawn } from '../support/effort.ts'
 import { seed } from '../support/random.ts'
 import type { Normed, NormPlan, Outcome, Plan } from './placed-program.ts'
 
@@ -84,10 +85,8 @@ const planOf = ({ placement, brief = false }: Kind, ranks: number, turn: number)
   dealing,
   turn,
 })
-// Processes of one number of ranks in each run.
-const drawn = (kind: Kind): readonly number[] =>
-  kind.placement === 'process' ? [kind.ranks[start % kind.ranks.length] as number] : kind.ranks
-const plans = KINDS.flatMap((kind) => drawn(kind).map((ranks, turn) => ({ kind, ranks, plan: planOf(kind, ranks, turn) })))
+// Of each kind one number of ranks, in each run another.
+const plans = KINDS.flatMap((kind) => drawn(kind.ranks, 1, start).map((ranks, turn) => ({ kind, ranks, plan: planOf(kind, ranks, turn) })))
 const names = await only<{ name: string; skipped: boolean }[][]>(
   'names',
   plans.map(({ plan }) => plan),

@@ -14,7 +14,7 @@ afterAll(() => {
 const blocks = (...lengths: number[]): number[] => lengths.flatMap((length, device) => Array<number>(length).fill(device))
 
 const KINDS: GroupKind[] = [
-  { name: 'webgpu, one device', devices, live, place: (ranks) => blocks(ranks) },
+  { name: 'webgpu, one device', devices, live, some: 5, place: (ranks) => blocks(ranks) },
   {
     name: 'webgpu, two devices',
     devices,
