@@ -14,12 +14,12 @@ afterAll(() => {
 const blocks = (...lengths: number[]): number[] => lengths.flatMap((length, device) => Array<number>(length).fill(device))
 
 const KINDS: GroupKind[] = [
-  { name: 'webgpu, one device', devices, live, some: 5, place: (ranks) => blocks(ranks) },
+  { name: 'webgpu, one device', devices, live, some: 4, place: (ranks) => blocks(ranks) },
   {
     name: 'webgpu, two devices',
     devices,
     live,
-    some: 3,
+    some: 2,
     place: (ranks) => (ranks < 2 || ranks > 16 ? 'needs 2 to 16 ranks' : blocks(Math.ceil(ranks / 2), Math.floor(ranks / 2))),
   },
   {

@@ -79,10 +79,13 @@ for (const placement of ['thread', 'process']) {
       })
     })
 
-    for (const ranks of [2, 4]) {
-      placed(placement, `${ranks} ranks write what one thread's ranks write`, async () => {
+    for (const [ranks, device] of [
+      [2, 'webgpu:software'],
+      [4, 'cpu'],
+    ] as const) {
+      placed(placement, `${ranks} ranks on ${device} write what one thread's ranks write`, async () => {
         expect(String(alone).length).toBeGreaterThan(TOKENS / 2)
-        expect(await run('generate', placement, `${ranks}`, `${TOKENS}`)).toBe(alone)
+        expect(await run('generate', placement, `${ranks}`, `${TOKENS}`, device)).toBe(alone)
       })
     }
 
@@ -245,6 +248,7 @@ describe('launchers', () => {
         'process',
         '2',
         `${TOKENS}`,
+        'cpu',
       ])
       expect(found.code, found.err).toBe(0)
       expect(lines(found.out)).toEqual([alone, alone])
@@ -283,7 +287,7 @@ describe('two hosts', () => {
     it(`the bundled model on ${each} rank${each > 1 ? 's' : ''} each writes the same text`, async () => {
       const node = (index: number): Promise<Ended> => {
         const rankmesh = [CLI, 'run', '-n', `${each}`, '--nnodes', '2', '--node-rank', `${index}`, '--master', '10.99.0.1:29500']
-        const script = [program, 'generate', 'process', `${2 * each}`, `${TOKENS}`]
+        const script = [program, 'generate', 'process', `${2 * each}`, `${TOKENS}`, each > 1 ? 'cpu' : 'webgpu:software']
         return ended('ip', ['netns', 'exec', made.hosts[index as 0 | 1], process.execPath, ...rankmesh, ...script])
       }
       for (const found of await Promise.all([node(0), node(1)])) {

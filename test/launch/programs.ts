@@ -36,6 +36,7 @@ const programs: Record<string, () => Promise<unknown>> = {
       prompt: 'ROMEO:\n',
       maxNewTokens: Number(more[0]),
       ...common,
+      ...(more[1] && { device: more[1] }),
       ranks: Number(ranks),
     })
     return text
