@@ -93,6 +93,16 @@ describe(`the bits of a WebGPU group (seed ${drawn})`, () => {
   })
 })
 
+it('a sum of no elements by the tree', async () => {
+  const spans = [1, 1, 2].map((count, rank) => ({ start: rank, count }))
+  const shapes = await launch({ ranks: 3, devices: [gpu, gpu, cpu] }, async ({ comm, device }) => {
+    using x = Tensor.zeros([2, 0], { device })
+    using y = await comm.allReduceTree(x.narrow(0, 0, 1), { tree: { spans }, shape: [0] })
+    return y.shape
+  })
+  expect(shapes).toEqual([[0], [0], [0]])
+})
+
 describe('which backend', () => {
   it('a group takes the one that suits its devices, and says so', async () => {
     const about = async (devices: readonly Device[]): Promise<string> =>

@@ -22,7 +22,7 @@ export async function joinedTree(
   { spans }: TreeCut,
 ): Promise<Float32Array> {
   const held = operands.map((operand, rank) => ({ ...operand, byteLength: 4 * count * nodesOf(spans[rank] as Span).length }))
-  if (group.apart || count % 4 !== 0) return joined(await staging.all(held), count, spans)
+  if (group.apart || count === 0 || count % 4 !== 0) return joined(await staging.all(held), count, spans)
   const alone = (rank: number): Part => ({
     span: spans[rank] as Span,
     read: async () => (await staging.own([held[rank] as Operand]))[0] as Uint8Array,
@@ -56,7 +56,7 @@ function onGpu(
   spans: readonly Span[],
 ): Part | null {
   const slots = slotsOf(spans)
-  if (ranks.length * slots > MAX_SLOTS) return null
+  if (ranks.length === 1 || ranks.length * slots > MAX_SLOTS) return null
   const own = ranks.map((rank) => spans[rank] as Span)
   const subtrees = subtreesOf(own, slots)
   const cluster = subtrees.length < own.flatMap(nodesOf).length ? group.cluster(group.home(ranks[0] as number)) : null
