@@ -2,15 +2,13 @@
 import { spawnSync } from 'node:child_process'
 import { join } from 'node:path'
 import { Skip } from './checks.mjs'
-import { runRanks } from './groups.mjs'
-import { cell, SHAPES } from './norm.mjs'
+import { needNccl, runRanks } from './groups.mjs'
+import { cell, shapesFor } from './norm.mjs'
 
 const program = join(import.meta.dirname, '../../bench/peers/fused_norm.py')
-/** The release of NCCL that lets ranks share a device. */
-const SHARES = 23003
 
 export async function run(report, { quick, devices, features, addon }) {
-  const shapes = quick ? SHAPES.slice(0, 2).map((shape) => ({ ...shape, n: 64 })) : SHAPES
+  const shapes = shapesFor(quick)
   const times = quick ? 3 : 50
   await report.check('PyTorch, ranks on one GPU', () => {
     table(report, 'torch', torch('cuda', shapes, times))
@@ -28,11 +26,7 @@ export async function run(report, { quick, devices, features, addon }) {
     ['cuda-ipc', 'CUDA'],
   ]) {
     await report.check(`${backend}, ${apart} ranks on ${cards} GPU${cards > 1 ? 's' : ''}, process`, async () => {
-      if (backend === 'nccl') {
-        if (!features.nccl.available) throw new Skip(features.nccl.detail)
-        const version = addon.nccl.version()
-        if (cards < 2 && version < SHARES) throw new Skip(`NCCL ${version} wants a GPU for each rank; ${SHARES} lets them share`)
-      }
+      if (backend === 'nccl') needNccl({ features, addon }, cards < 2)
       const plan = { task: 'norms', backend, expect, placement: 'process', ranks: apart, devices: names, shapes: over, times }
       const [{ about, found }] = await runRanks(plan, { env: cards < 2 ? { NCCL_MULTI_RANK_GPU_ENABLE: '1' } : {} })
       table(report, backend, found)

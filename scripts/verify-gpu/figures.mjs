@@ -2,7 +2,7 @@
 import { LanguageModel, launch, openDevice, Tensor } from 'rankmesh'
 import { median } from './checks.mjs'
 import { folder } from './model.mjs'
-import { cell, normBytes, SHAPES, share, timed, timeFusedNorm } from './norm.mjs'
+import { cell, normBytes, shapesFor, share, timed, timeFusedNorm } from './norm.mjs'
 
 const DEVICE = 'cuda:0'
 
@@ -28,7 +28,7 @@ export async function run(report, { quick }) {
     {},
     ['ranks', 'rows', 'n', 'us', 'GB/s', 'of copy', 'recorded us', 'GB/s', 'of copy', 'JavaScript us', 'to beat, us'].map(cell).join(''),
   )
-  for (const { ranks, rows, n, beat } of quick ? [SHAPES[0], SHAPES[1]].map((shape) => ({ ...shape, n: 64 })) : SHAPES) {
+  for (const { ranks, rows, n, beat } of shapesFor(quick)) {
     const results = await launch({ ranks, placement: 'local', device: DEVICE }, (context) =>
       timeFusedNorm(context, { rows, n, times: quick ? 3 : 50 }),
     )

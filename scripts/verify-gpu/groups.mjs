@@ -1,6 +1,7 @@
 // Runs the program of several ranks, and says what came of it.
 import { spawn } from 'node:child_process'
 import { join } from 'node:path'
+import { Skip } from './checks.mjs'
 
 const program = join(import.meta.dirname, 'ranks.mjs')
 
@@ -19,6 +20,16 @@ export async function runRanks(plan, { seconds = 300, env = {} } = {}) {
   const told = texts[1].split('\n').filter((line) => /^\s*\w*Error\b/.test(line))
   const limit = ended === 'SIGKILL' ? ` (limit: ${seconds} s)` : ''
   throw new Error(`the program ended with ${ended}${limit}: ${(told[0] ?? texts[1].slice(-500)).trim()}`)
+}
+
+/** The release of NCCL that lets ranks share a device. */
+const SHARES = 23003
+
+/** @throws Skip where NCCL is not there, or does not let ranks `share` a GPU that have to. */
+export function needNccl({ features, addon }, share) {
+  if (!features.nccl.available) throw new Skip(features.nccl.detail)
+  const version = addon.nccl.version()
+  if (share && version < SHARES) throw new Skip(`NCCL ${version} wants a GPU for each rank; ${SHARES} lets them share`)
 }
 
 /** @throws where the ranks' digests are not the same. */

@@ -7,13 +7,17 @@ const ROUNDS = 7
 const BEAT = { '4 1 5120': 4.09, '8 1 5120': 4.81, '2 6 6144': 6.07, '2 1 8192': 4, '4 1 8192': 4, '8 1 8192': 4 }
 const ROWS = [1, 4, 16, 64, 256, 1024]
 
-/** Ranks, rows and row lengths, with what is to beat where there is such a figure. */
-export const SHAPES = [
+const SHAPES = [
   ...[2, 4, 8].flatMap((ranks) => [4096, 8192].flatMap((n) => ROWS.map((rows) => ({ ranks, rows, n })))),
   { ranks: 4, rows: 1, n: 5120 },
   { ranks: 8, rows: 1, n: 5120 },
   { ranks: 2, rows: 6, n: 6144 },
 ].map((shape) => ({ ...shape, beat: BEAT[`${shape.ranks} ${shape.rows} ${shape.n}`] }))
+
+/** Ranks, rows and row lengths, with what is to beat where there is such a figure; `quick`: two small ones. */
+export function shapesFor(quick) {
+  return quick ? SHAPES.slice(0, 2).map((shape) => ({ ...shape, n: 64 })) : SHAPES
+}
 
 /** Read and written in bfloat16: partials, the residual twice, the norm. */
 export function normBytes(ranks, rows, n) {
