@@ -9,16 +9,16 @@ interface Opened {
 }
 const opened: Opened[] = []
 
+async function open(): Promise<Opened> {
+  const own = { first: (await openDevice('webgpu')) as WebGpuDevice, taken: true }
+  opened.push(own)
+  own.first.gpu.onFailure(() => opened.splice(opened.indexOf(own), 1))
+  return own
+}
+
 /** A device of the caller's own: nothing is on it, and what it fails at, no other sees. */
 export async function testDevice(): Promise<WebGpuDevice> {
-  let free = opened.find(({ taken }) => !taken)
-  if (!free) {
-    free = { first: (await openDevice('webgpu')) as WebGpuDevice, taken: false }
-    opened.push(free)
-    const own = free
-    free.first.gpu.onFailure(() => opened.splice(opened.indexOf(own), 1))
-  }
-  const own = free
+  const own = opened.find(({ taken }) => !taken) ?? (await open())
   own.taken = true
   const { gpu, name } = own.first
   gpu.device.label = gpu.info.adapter // what an adopted device is described by
