@@ -28,6 +28,10 @@ struct Uuid {
 struct IpcHandle {
   unsigned char bytes[64];
 };
+/** Of memory, for machines that NVLink joins. */
+struct FabricHandle {
+  unsigned char bytes[64];
+};
 /** Where memory lies: `type` is kOnDevice. */
 struct MemoryLocation {
   int type;
@@ -65,6 +69,7 @@ constexpr int kMultiprocessorCount = 16;
 constexpr int kUnifiedAddressing = 41;
 constexpr int kComputeCapabilityMajor = 75;
 constexpr int kComputeCapabilityMinor = 76;
+constexpr int kFabricSupported = 128;
 constexpr int kMulticastSupported = 132;
 
 constexpr unsigned kStreamNonBlocking = 1;
@@ -80,8 +85,9 @@ constexpr int kMaxDynamicSharedBytes = 8;
 constexpr int kPtxVersion = 5;
 constexpr int kOnDevice = 1;
 constexpr int kPinnedMemory = 1;
-/** Handles of memory that may become file descriptors. */
+/** What handles of memory may become for other processes: file descriptors, on a machine; and data, on machines that NVLink joins. */
 constexpr int kFileDescriptors = 1;
+constexpr int kFabric = 8;
 constexpr int kReadWrite = 3;
 constexpr int kLeastGranularity = 0;
 /** Calls that others make meanwhile are not looked at. */
@@ -145,12 +151,15 @@ constexpr int kCaptureRelaxed = 2;
 #define RANKMESH_CUDA_MULTICAST_FUNCTIONS(F)                                                                                                        \
   F(cuFuncGetAttribute, (int* value, int attribute, FunctionHandle function))                                                                      \
   F(cuMemCreate, (MemoryHandle * handle, size_t bytes, const MemoryProperties* properties, unsigned long long flags))                              \
+  F(cuMemGetAllocationGranularity, (size_t * bytes, const MemoryProperties* properties, int option))                                               \
   F(cuMemRelease, (MemoryHandle handle))                                                                                                           \
   F(cuMemAddressReserve, (DevicePointer * pointer, size_t bytes, size_t alignment, DevicePointer at, unsigned long long flags))                    \
   F(cuMemAddressFree, (DevicePointer pointer, size_t bytes))                                                                                       \
   F(cuMemMap, (DevicePointer pointer, size_t bytes, size_t offset, MemoryHandle handle, unsigned long long flags))                                 \
   F(cuMemUnmap, (DevicePointer pointer, size_t bytes))                                                                                             \
   F(cuMemSetAccess, (DevicePointer pointer, size_t bytes, const MemoryAccess* access, size_t count))                                               \
+  F(cuMemExportToShareableHandle, (void* shareable, MemoryHandle handle, int type, unsigned long long flags))                                      \
+  F(cuMemImportFromShareableHandle, (MemoryHandle * handle, void* shareable, int type))                                                            \
   F(cuMulticastGetGranularity, (size_t * bytes, const MulticastProperties* properties, int option))                                                \
   F(cuMulticastCreate, (MemoryHandle * multicast, const MulticastProperties* properties))                                                          \
   F(cuMulticastAddDevice, (MemoryHandle multicast, DeviceHandle device))                                                                           \

@@ -6,10 +6,12 @@
 #include <random>
 #include <unordered_map>
 
+#include "handover.h"
+
 namespace rankmesh::cuda {
 namespace {
 
-constexpr char kMagic[8] = {'r', 'a', 'n', 'k', 'c', 'u', 'd', '2'};
+constexpr char kMagic[8] = {'r', 'a', 'n', 'k', 'c', 'u', 'd', '3'};
 
 uint64_t ThisProcess() {
   static const uint64_t number = [] {
@@ -27,8 +29,24 @@ struct Exports {
 };
 
 Exports& TheExports() {
-  static Exports exports;
-  return exports;
+  static auto* const exports = new Exports;  // used by a thread that outlives static objects
+  return *exports;
+}
+
+std::shared_ptr<engine::Block> ExportedBlock(uint64_t number) {
+  Exports& exports = TheExports();
+  const std::lock_guard lock(exports.mutex);
+  const auto found = exports.blocks.find(number);
+  auto block = found == exports.blocks.end() ? nullptr : found->second.lock();
+  if (!block) throw std::out_of_range("what is to be imported has been freed");
+  return block;
+}
+
+/** For another process. */
+int FileOf(uint64_t number) {
+  const auto block = std::dynamic_pointer_cast<ShareableBlock>(ExportedBlock(number));
+  if (!block) throw std::out_of_range("what is to be imported is no file");
+  return block->object->File();
 }
 
 }  // namespace
@@ -97,12 +115,12 @@ uint32_t Engine::AllocateShared(size_t bytes) {
 uint32_t Engine::AllocateBindable(size_t bytes, unsigned devices) {
   device()->Enter();
   Release(false);
-  return Keep(std::make_shared<BindableBlock>(device_, devices, bytes));
+  return Keep(std::make_shared<BindableBlock>(device_, WholeUnits(*device_, devices, bytes)));
 }
 
 uint32_t Engine::CreateMulticast(size_t bytes, unsigned devices) {
   device()->Enter();
-  return Keep(std::make_shared<MulticastBlock>(device_, std::make_shared<Multicast>(device_->driver, devices, bytes)));
+  return Keep(std::make_shared<MulticastBlock>(device_, std::make_shared<Multicast>(*device_, devices, WholeUnits(*device_, devices, bytes))));
 }
 
 void Engine::BindMulticast(uint32_t multicast, uint32_t memory) {
@@ -181,31 +199,40 @@ void Engine::Leave(std::shared_ptr<Stream> stream) {
   Retire(std::shared_ptr<void>(left, [kept = std::move(stream)](void*) { kept->Close(); }));
 }
 
-std::string Engine::Process() { return std::to_string(ThisProcess()); }
-
 Exported Engine::Export(uint32_t id) const {
   Exported exported{};
   std::memcpy(exported.magic, kMagic, sizeof kMagic);
   if (const auto shared = std::dynamic_pointer_cast<SharedBlock>(Of(id))) {
-    exported.is_shared = 1;
+    exported.kind = Exported::kShared;
     exported.shared = shared->Shared();
     exported.bytes = shared->bytes;
     return exported;
   }
   const auto block = Of(id);
-  const bool is_plain = std::dynamic_pointer_cast<DeviceBlock>(block) != nullptr;
-  if (!is_plain && !std::dynamic_pointer_cast<BindableBlock>(block) && !std::dynamic_pointer_cast<MulticastBlock>(block))
-    throw std::out_of_range("block " + std::to_string(id) + " is none of this device's own");
+  const auto shareable = std::dynamic_pointer_cast<ShareableBlock>(block);
+  const bool is_own = shareable ? !std::dynamic_pointer_cast<FarBlock>(block) : std::dynamic_pointer_cast<DeviceBlock>(block) != nullptr;
+  if (!is_own) throw std::out_of_range("block " + std::to_string(id) + " is none of this device's own");
   device_->Enter();
   exported.process = ThisProcess();
   exported.device = device_->info.uuid;
   exported.bytes = block->bytes;
-  exported.result = is_plain ? device_->driver.cuIpcGetMemHandle(&exported.handle, PointerOf(block->data)) : kNotSupported;
-  Exports& exports = TheExports();
-  const std::lock_guard lock(exports.mutex);
-  std::erase_if(exports.blocks, [](const auto& entry) { return entry.second.expired(); });
-  exported.number = exports.next++;
-  exports.blocks[exported.number] = block;
+  if (const auto all = std::dynamic_pointer_cast<MulticastBlock>(block)) exported.bytes = all->multicast->bytes;
+  {
+    Exports& exports = TheExports();
+    const std::lock_guard lock(exports.mutex);
+    std::erase_if(exports.blocks, [](const auto& entry) { return entry.second.expired(); });
+    exported.ticket.number = exports.next++;
+    exports.blocks[exported.ticket.number] = block;
+  }
+  if (!shareable) {
+    exported.kind = Exported::kPlain;
+    exported.result = device_->driver.cuIpcGetMemHandle(&exported.handle, PointerOf(block->data));
+    return exported;
+  }
+  exported.kind = std::dynamic_pointer_cast<MulticastBlock>(block) ? Exported::kMulticast : Exported::kBindable;
+  const std::string& desk = DeskOf(FileOf);
+  std::memcpy(exported.ticket.desk, desk.data(), std::min(desk.size(), sizeof exported.ticket.desk - 1));
+  shareable->object->Describe(exported.ticket);
   return exported;
 }
 
@@ -214,30 +241,33 @@ uint32_t Engine::Import(const Exported& exported) {
   if (std::memcmp(exported.magic, kMagic, sizeof kMagic) != 0) throw std::out_of_range("what is to be imported was not exported by this version");
   device_->Enter();
   Release(false);
-  if (exported.is_shared) return Keep(std::make_shared<SharedBlock>(device_, exported.shared, exported.bytes));
+  if (exported.kind == Exported::kShared) return Keep(std::make_shared<SharedBlock>(device_, exported.shared, exported.bytes));
   int index = 0;
   while (index < driver.devices() && std::memcmp(InfoOf(driver, index).uuid.bytes, exported.device.bytes, sizeof(Uuid)) != 0) index++;
   const std::string from = index < driver.devices() ? "CUDA device " + std::to_string(index) : "a CUDA device that this process does not see";
   if (index < driver.devices() && !CanAccessPeer(index))
     throw Unavailable("CUDA device " + std::to_string(device_->info.index) + " cannot access memory of " + from);
-  if (exported.process != ThisProcess()) {
-    driver.Check(exported.result, "cuIpcGetMemHandle, called by the process that exports memory of " + from);
-    return Keep(std::make_shared<ImportedBlock>(device_, exported.handle, exported.bytes));
-  }
-  Exports& exports = TheExports();
-  std::shared_ptr<engine::Block> block;
-  {
-    const std::lock_guard lock(exports.mutex);
-    block = exports.blocks[exported.number].lock();
-  }
-  if (!block) throw std::out_of_range("what is to be imported has been freed");
+  if (exported.process != ThisProcess()) return Keep(ImportFar(exported, from));
+  const auto block = ExportedBlock(exported.ticket.number);
   if (const auto all = std::dynamic_pointer_cast<MulticastBlock>(block)) return Keep(std::make_shared<MulticastBlock>(device_, all->multicast));
   if (const auto bindable = std::dynamic_pointer_cast<BindableBlock>(block)) {
     if (bindable->device != device_) bindable->Allow(*device_);
-  } else if (const auto plain = std::dynamic_pointer_cast<DeviceBlock>(block); plain->device != device_) {
+  } else if (const auto plain = std::dynamic_pointer_cast<DeviceBlock>(block); plain && plain->device != device_) {
     device_->EnablePeer(*plain->device);
   }
   return Keep(block);
+}
+
+std::shared_ptr<engine::Block> Engine::ImportFar(const Exported& exported, const std::string& from) const {
+  const Driver& driver = device_->driver;
+  switch (exported.kind) {
+    case Exported::kMulticast:
+      return std::make_shared<MulticastBlock>(device_, std::make_shared<Multicast>(driver, exported.ticket, exported.bytes));
+    case Exported::kBindable: return std::make_shared<FarBlock>(device_, exported.ticket, exported.bytes);
+    default:
+      driver.Check(exported.result, "cuIpcGetMemHandle, called by the process that exports memory of " + from);
+      return std::make_shared<ImportedBlock>(device_, exported.handle, exported.bytes);
+  }
 }
 
 bool Engine::CanAccessPeer(int index) const {

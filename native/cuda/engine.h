@@ -11,19 +11,22 @@
 
 namespace rankmesh::cuda {
 
-/** What another rank is given of a block, in this process or in another one. */
+/** What another rank is given of a block, in this process or in another one; data. */
 struct Exported {
+  enum Kind : int32_t { kPlain, kBindable, kMulticast, kShared };
   char magic[8];
-  /** Memory of the system, of which there is `shared`; else of a device. */
-  uint64_t is_shared;
+  Kind kind;
+  /** Of kShared, which is memory of the system; the others are a device's. */
   SharedFile shared;
-  /** Of the process that exports, and of the export in it. */
-  uint64_t process, number;
+  /** That exports. */
+  uint64_t process;
   Uuid device;
   uint64_t bytes;
-  /** Whether `handle` is one: what cuIpcGetMemHandle gave. */
+  /** Of kPlain: whether `handle` is one, what cuIpcGetMemHandle gave. */
   int32_t result;
   IpcHandle handle;
+  /** By its number, this process knows the block; what else there is is for others. */
+  Ticket ticket;
 };
 
 class Engine final : public engine::Registry {
@@ -41,9 +44,9 @@ class Engine final : public engine::Registry {
   uint32_t Allocate(size_t bytes);
   uint32_t AllocateHost(size_t bytes);
   uint32_t AllocateShared(size_t bytes);
-  /** Memory of the device for a multicast of so many devices. */
+  /** Memory of the device that others can have by a handle, and that can be bound to a multicast of so many devices; 0 for none. */
   uint32_t AllocateBindable(size_t bytes, unsigned devices);
-  /** A multicast, and of it this device, the first one; the others import it. Throws CudaError. */
+  /** A multicast, and of it this device, the first one; the others import it, in whatever process. Throws CudaError. */
   uint32_t CreateMulticast(size_t bytes, unsigned devices);
   /** Once all devices have it. Throws CudaError. */
   void BindMulticast(uint32_t multicast, uint32_t memory);
@@ -70,9 +73,6 @@ class Engine final : public engine::Registry {
       Fail(error, *device_);
     }
   }
-
-  /** Names this process: alike in all of its threads, and nowhere else. */
-  static std::string Process();
 
   Exported Export(uint32_t id) const;
   /** Throws CudaError, or Unavailable where this device cannot access the memory. */
@@ -125,6 +125,8 @@ class Engine final : public engine::Registry {
   };
 
   uint32_t Keep(std::shared_ptr<engine::Block> block);
+  /** What another process exports, of a device called `from`. */
+  std::shared_ptr<engine::Block> ImportFar(const Exported& exported, const std::string& from) const;
   /** Lets go of what is retired and no more used; of all, by waiting, with `all`. */
   void Release(bool all);
   Piece& NextPiece();

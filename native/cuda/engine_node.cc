@@ -6,6 +6,7 @@
 #include "../arguments.h"
 #include "../exports.h"
 #include "../nccl/commands.h"
+#include "domain.h"
 #include "finisher.h"
 #include "peer_commands.h"
 #include "program.h"
@@ -175,7 +176,11 @@ Napi::Value ImportMemory(Napi::Env env, Engine& engine, Napi::Value value) {
 
 void AddMulticasts(Napi::Object object, const std::shared_ptr<Engine>& engine) {
   const auto add = [&](const char* name, auto call) { object.Set(name, Napi::Function::New(object.Env(), call, name)); };
-  const auto devices_of = [](Napi::Value value) { return static_cast<unsigned>(IntegerOf(value, "devices", 1, 1 << 16)); };
+  add("domain", [engine](const Napi::CallbackInfo& info) -> Napi::Value {
+    const std::string domain = Guarded(info.Env(), [&] { return DomainOf(*engine->device()); });
+    return domain.empty() ? info.Env().Null() : Napi::String::New(info.Env(), domain).As<Napi::Value>();
+  });
+  const auto devices_of = [](Napi::Value value) { return static_cast<unsigned>(IntegerOf(value, "devices", 0, 1 << 16)); };
   add("multicast", [engine](const Napi::CallbackInfo& info) {
     const std::string obstacle = Guarded(info.Env(), [&] { return MulticastObstacle(*engine->device()); });
     auto result = Napi::Object::New(info.Env());
@@ -213,7 +218,6 @@ Napi::Value CreateCudaEngine(const Napi::CallbackInfo& info) {
   const DeviceInfo& device = engine->device()->info;
   Describe(object, device);
   object.Set("machine", MachineName());
-  object.Set("process", Engine::Process());
   object.Set("kernels", "sm_" + std::to_string(device.capability[0]) + std::to_string(device.capability[1]) + (engine->blas ? ", cuBLASLt" : ""));
   add("allocate", [engine](const Napi::CallbackInfo& info) {
     const size_t bytes = BytesOf(info[0], "byteLength", 1);

@@ -1,4 +1,4 @@
-// What is given back here needs no context, so a device that is lost gives it back as well.
+// Whether there are multicasts, and what is bound to them.
 #include "multicast.h"
 
 namespace rankmesh::cuda {
@@ -9,15 +9,44 @@ constexpr char kKernel[] = "peer_sum_f32_2_packets";
 /** The first architecture whose kernels can. */
 constexpr int kOldestPtx = 90;
 
-/** `bytes`, and as many more as fill a unit of a multicast of so many devices. Throws CudaError. */
-size_t WholeUnits(const Driver& driver, unsigned devices, size_t bytes) {
-  const MulticastProperties properties{devices, bytes, kFileDescriptors, 0};
-  size_t unit = 0;
-  driver.Check(driver.cuMulticastGetGranularity(&unit, &properties, kLeastGranularity), "cuMulticastGetGranularity");
-  return (bytes + unit - 1) / unit * unit;
+/** Of memory that is pinned to the device. */
+MemoryProperties PropertiesOf(const Device& device, int types) {
+  MemoryProperties properties{};
+  properties.type = kPinnedMemory;
+  properties.handle_types = types;
+  properties.location = {kOnDevice, device.handle()};
+  return properties;
+}
+
+std::shared_ptr<Shareable> NewMemory(const Device& device, size_t bytes) {
+  const auto make = [&](MemoryHandle* handle, int types) {
+    const MemoryProperties properties = PropertiesOf(device, types);
+    return device.driver.cuMemCreate(handle, bytes, &properties, 0);
+  };
+  return std::make_shared<Shareable>(device, make, "cuMemCreate of " + std::to_string(bytes) + " bytes");
+}
+
+auto NewMulticast(const Driver& driver, unsigned devices, size_t bytes) {
+  return [&driver, devices, bytes](MemoryHandle* handle, int types) {
+    const MulticastProperties properties{devices, bytes, static_cast<unsigned long long>(types), 0};
+    return driver.cuMulticastCreate(handle, &properties);
+  };
 }
 
 }  // namespace
+
+size_t WholeUnits(const Device& device, unsigned devices, size_t bytes) {
+  const Driver& driver = device.driver;
+  size_t unit = 0;
+  if (devices == 0) {
+    const MemoryProperties properties = PropertiesOf(device, kFileDescriptors);
+    driver.Check(driver.cuMemGetAllocationGranularity(&unit, &properties, kLeastGranularity), "cuMemGetAllocationGranularity");
+  } else {
+    const MulticastProperties properties{devices, bytes, kFileDescriptors, 0};
+    driver.Check(driver.cuMulticastGetGranularity(&unit, &properties, kLeastGranularity), "cuMulticastGetGranularity");
+  }
+  return (bytes + unit - 1) / unit * unit;
+}
 
 std::string MulticastObstacle(Device& device) {
   const Driver& driver = device.driver;
@@ -36,80 +65,31 @@ std::string MulticastObstacle(Device& device) {
   return "the kernels are compiled for " + std::to_string(ptx) + ", and multicasts need " + std::to_string(kOldestPtx) + " (RANKMESH_CUDA_ARCHS)";
 }
 
-Mapping::Mapping(const Device& device, MemoryHandle handle, size_t bytes) : driver_(device.driver), bytes_(bytes) {
-  driver_.Check(driver_.cuMemAddressReserve(&pointer_, bytes, 0, 0, 0), "cuMemAddressReserve of " + std::to_string(bytes) + " bytes");
-  const Result mapped = driver_.cuMemMap(pointer_, bytes, 0, handle, 0);
-  try {
-    driver_.Check(mapped, "cuMemMap");
-    Allow(device);
-  } catch (...) {
-    if (mapped == kSuccess) driver_.cuMemUnmap(pointer_, bytes);
-    driver_.cuMemAddressFree(pointer_, bytes);
-    throw;
-  }
-}
-
-Mapping::~Mapping() {
-  driver_.cuMemUnmap(pointer_, bytes_);
-  driver_.cuMemAddressFree(pointer_, bytes_);
-}
-
-void Mapping::Allow(const Device& device) const {
-  const MemoryAccess access{{kOnDevice, device.handle()}, kReadWrite};
-  driver_.Check(driver_.cuMemSetAccess(pointer_, bytes_, &access, 1), "cuMemSetAccess for CUDA device " + std::to_string(device.info.index));
-}
-
-Multicast::Multicast(const Driver& of, unsigned devices, size_t least) : driver(of), bytes(WholeUnits(of, devices, least)) {
-  const MulticastProperties properties{devices, bytes, kFileDescriptors, 0};
-  driver.Check(driver.cuMulticastCreate(&handle, &properties), "cuMulticastCreate for " + std::to_string(devices) + " devices");
-}
-
-Multicast::~Multicast() { driver.cuMemRelease(handle); }
+Multicast::Multicast(const Device& device, unsigned devices, size_t size)
+    : Shareable(device, NewMulticast(device.driver, devices, size), "cuMulticastCreate for " + std::to_string(devices) + " devices"), bytes(size) {}
 
 void Multicast::Add(const Device& device) const {
-  driver.Check(driver.cuMulticastAddDevice(handle, device.handle()), "cuMulticastAddDevice of CUDA device " + std::to_string(device.info.index));
+  driver.Check(driver.cuMulticastAddDevice(handle(), device.handle()), "cuMulticastAddDevice of CUDA device " + std::to_string(device.info.index));
 }
 
-BindableBlock::BindableBlock(std::shared_ptr<Device> on, unsigned devices, size_t least) : device(std::move(on)) {
-  const Driver& driver = device->driver;
-  const size_t size = WholeUnits(driver, devices, least);
-  MemoryProperties properties{};
-  properties.type = kPinnedMemory;
-  properties.handle_types = kFileDescriptors;
-  properties.location = {kOnDevice, device->handle()};
-  driver.Check(driver.cuMemCreate(&handle_, size, &properties, 0), "cuMemCreate of " + std::to_string(size) + " bytes");
-  try {
-    mapping_.emplace(*device, handle_, size);
-  } catch (...) {
-    driver.cuMemRelease(handle_);
-    throw;
-  }
-  data = mapping_->data();
-  bytes = size;
-}
+BindableBlock::BindableBlock(std::shared_ptr<Device> on, size_t size) : ShareableBlock(on, NewMemory(*on, size)) { Map(size); }
 
 BindableBlock::~BindableBlock() {
-  const Driver& driver = device->driver;
-  if (bound_) driver.cuMulticastUnbind(bound_->handle, device->handle(), 0, bytes);
-  mapping_.reset();
-  driver.cuMemRelease(handle_);
+  if (bound_) device->driver.cuMulticastUnbind(bound_->handle(), device->handle(), 0, bytes);
 }
 
-void BindableBlock::Bind(std::shared_ptr<Multicast> multicast) {
-  const Driver& driver = device->driver;
-  driver.Check(driver.cuMulticastBindMem(multicast->handle, 0, handle_, 0, bytes, 0), "cuMulticastBindMem");
-  bound_ = std::move(multicast);
+void BindableBlock::Bind(std::shared_ptr<Multicast> to) {
+  device->driver.Check(device->driver.cuMulticastBindMem(to->handle(), 0, object->handle(), 0, bytes, 0), "cuMulticastBindMem");
+  bound_ = std::move(to);
 }
 
-MulticastBlock::MulticastBlock(std::shared_ptr<Device> on, std::shared_ptr<Multicast> of) : device(std::move(on)), multicast(std::move(of)) {
+MulticastBlock::MulticastBlock(std::shared_ptr<Device> on, std::shared_ptr<Multicast> of) : ShareableBlock(std::move(on), of), multicast(std::move(of)) {
   multicast->Add(*device);
 }
 
 void MulticastBlock::Bind(BindableBlock& memory) {
   memory.Bind(multicast);
-  mapping_.emplace(*device, multicast->handle, multicast->bytes);
-  data = mapping_->data();
-  bytes = multicast->bytes;
+  Map(multicast->bytes);
 }
 
 }  // namespace rankmesh::cuda

@@ -18,7 +18,7 @@ import { WireHostComm } from './wire-host.ts'
 
 /**
  * `hybrid` is for ranks on devices of any kind, together; `cpu` the same for ranks on the CPU alone; `cuda-ipc` for ranks on CUDA devices of one
- * machine; `nccl` for ranks on a CUDA device each, on one machine or several.
+ * machine, or of machines that NVLink joins; `nccl` for ranks on a CUDA device each, on one machine or several.
  */
 export type DeviceBackend = 'webgpu' | 'cpu' | 'hybrid' | 'cuda-ipc' | 'nccl'
 
@@ -60,7 +60,7 @@ interface DeviceOutline {
 
 /**
  * As createDeviceComm, with the backend that suits all the group's devices: WebGPU's or an engine's where they are of that kind alone; kernels over
- * memory that all have where CUDA devices are of one machine, else NCCL where all ranks have it. `hybrid`: through the host's memory, whatever they are.
+ * memory that all have where CUDA devices are of one machine or joined by NVLink, else NCCL where all ranks have it. `hybrid`: through the host's memory, whatever they are.
  */
 export async function commFor(host: HostComm, device: Device, hybrid: boolean = false): Promise<DeviceComm> {
   const group = groupHostOf(host, 'chosen')
@@ -95,24 +95,29 @@ const TRANSPORTS = {
   nccl: NcclComm,
 } satisfies Record<string, { create(host: GroupHost, device: Device): Promise<DeviceComm> }>
 
-/** The one for ranks with these devices; null where there is none. */
-function transportOf(group: GroupHost, devices: readonly (Device | DeviceOutline)[]): keyof typeof TRANSPORTS | null {
-  if (EngineComm.joins(group, devices)) return 'engine'
+/** Those that ranks with these devices can try, the best one first. */
+function transportsOf(group: GroupHost, devices: readonly (Device | DeviceOutline)[]): (keyof typeof TRANSPORTS)[] {
+  if (EngineComm.joins(group, devices)) return ['engine']
+  const found: (keyof typeof TRANSPORTS)[] = []
   const reaches = devices.map(reach)
-  if (reaches.every((one) => one !== null) && CudaComm.obstacle(reaches) === null) return 'cuda'
+  if (reaches.every((one) => one !== null) && CudaComm.obstacle(reaches) === null) found.push('cuda')
   const libraries = devices.map(ncclReach)
-  return libraries.every((one) => one !== null) && NcclComm.obstacle(libraries) === null ? 'nccl' : null
+  if (libraries.every((one) => one !== null) && NcclComm.obstacle(libraries) === null) found.push('nccl')
+  return found
 }
 
-/** This rank's part in such a group; null where a driver or a library then refuses it on some rank. */
-async function joinedBy(transport: keyof typeof TRANSPORTS, host: GroupHost, device: Device): Promise<DeviceComm | null> {
-  try {
-    return await TRANSPORTS[transport].create(host, device)
-  } catch (error) {
-    if (!(error instanceof BackendUnavailableError)) throw error
-    debug(`${error.message}; collectives go through the host's memory`)
-    return null
+/** This rank's part in a group by the first of them that no driver or library refuses on any rank; null where there is none. */
+async function joinedBy(transports: readonly (keyof typeof TRANSPORTS)[], host: GroupHost, device: Device): Promise<DeviceComm | null> {
+  for (const [tried, transport] of transports.entries()) {
+    try {
+      return await TRANSPORTS[transport].create(host, device)
+    } catch (error) {
+      if (!(error instanceof BackendUnavailableError)) throw error
+      const next = transports[tried + 1]
+      debug(`${error.message}; ${next ? `${next} is tried` : "collectives go through the host's memory"}`)
+    }
   }
+  return null
 }
 
 /** How each rank makes its DeviceComm; `devices` by rank. */
@@ -125,9 +130,9 @@ function makerOf(group: GroupHost, devices: readonly Device[]): MakeComm {
     const common = EngineComm.commonOf(group, devices)
     return async (host, device) => new EngineComm(host, device, common)
   }
-  const transport = transportOf(group, devices)
-  if (transport === null) return stagedMakerOf(group, devices)
-  return async (host, device) => (await joinedBy(transport, host, device)) ?? StagedComm.create(host, device)
+  const transports = transportsOf(group, devices)
+  if (transports.length === 0) return stagedMakerOf(group, devices)
+  return async (host, device) => (await joinedBy(transports, host, device)) ?? StagedComm.create(host, device)
 }
 
 /** As `makerOf`, through the host's memory; CUDA ranks of which a transport joins some, but not all, are sites of it. */
@@ -140,7 +145,7 @@ function stagedMakerOf(group: GroupHost, devices: readonly Device[]): MakeComm {
   const create = (host: GroupHost, device: Device): Promise<StagedComm> => commFor(host, device, true) as Promise<StagedComm>
   const join: Joining['join'] = (host, view) => {
     const ranks = sets.find((set) => set.some((rank) => group.members[rank] === host.members[0])) as number[]
-    return joinedBy(transportOf(group, of(devices, ranks)) as keyof typeof TRANSPORTS, host, view)
+    return joinedBy(transportsOf(group, of(devices, ranks)), host, view)
   }
   return (host, device) => StagedComm.joined(host, device, { sets, join, create })
 }
@@ -150,7 +155,7 @@ function joinedSets(group: GroupHost, devices: readonly Device[]): number[][] {
   const sets: number[][] = []
   for (const [rank, { kind }] of devices.entries()) {
     if (kind !== 'cuda') continue
-    const set = sets.find((ranks) => transportOf(group, of(devices, [...ranks, rank])) !== null)
+    const set = sets.find((ranks) => transportsOf(group, of(devices, [...ranks, rank])).length > 0)
     if (set) set.push(rank)
     else sets.push([rank])
   }

@@ -159,26 +159,29 @@ export interface CudaDeviceInfo {
 export interface CudaEngine extends Engine, CudaDeviceInfo {
   /** Names the machine: the same in all processes there, and nowhere else. */
   machine: string
-  /** Names the process: the same in all of its threads, and nowhere else. */
-  process: string
   allocateHost(byteLength: number): { id: number; buffer: ArrayBuffer }
   /**
    * Pinned memory of the system, of zeroes, that kernels of this device use, and those of all devices of the machine that import it, whether they
    * reach each other or not. @throws RangeError where there is none left, Error where the driver does not take it.
    */
   allocateShared(byteLength: number): { id: number }
+  /**
+   * Names the devices that NVLink joins, of this machine and of others, which use memory of each other that `allocateBindable` gave; null where this
+   * one is of no such domain.
+   */
+  domain(): string | null
   /** Whether one store of a kernel can reach memory of several devices, this one among them. */
   multicast(): Feature
   /**
-   * A multicast to memory of so many devices, this one the first, of engines in any thread of this process. The others import what `exportMemory` gives of it.
+   * A multicast to memory of so many devices, this one the first, of engines in any thread or process. The others import what `exportMemory` gives of it.
    * Commands store there once all have bound memory. @throws Error with the driver's text
    */
   createMulticast(byteLength: number, devices: number): { id: number }
-  /** Memory of this device that can be bound to a multicast of so many devices. @throws RangeError where there is none left, Error */
+  /** Memory of this device that others have by a handle, and that can be bound to a multicast of so many devices; 0 for none. @throws RangeError where there is none left, Error */
   allocateBindable(byteLength: number, devices: number): { id: number }
   /** Once all devices have imported the multicast; `free` of all that use the memory ends it. @throws Error with the driver's text */
   bindMulticast(multicast: number, memory: number): void
-  /** What another rank needs to import the block, of this device's own or shared memory, in whatever thread or process of this machine. */
+  /** What another rank needs to import the block, of this device's own or shared memory, in whatever thread or process of this machine, or of the domain. */
   exportMemory(id: number): Uint8Array<ArrayBuffer>
   /** Another rank's block, as one of this engine; `free` lets go of it. @throws where the devices cannot access each other, with the driver's text. */
   importMemory(exported: Uint8Array): { id: number; byteLength: number }

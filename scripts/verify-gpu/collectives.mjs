@@ -53,7 +53,7 @@ export async function run(report, { seed, quick, sanitized, devices, addon }) {
     }
   }
   // One store that reaches all GPUs, and the bits without.
-  for (const placement of ['local', 'thread']) {
+  for (const placement of ['local', 'thread', 'process']) {
     await report.check(`${names.length} ranks on ${names.length} GPUs by multicast, ${placement}`, async () => {
       if (names.length < 2) throw new Skip('there is one GPU')
       for (const { index } of devices) {

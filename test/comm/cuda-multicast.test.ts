@@ -158,12 +158,31 @@ describe.skipIf(reason !== '')(`ranks in threads and processes${reason}`, () => 
     return JSON.parse(out.split('\n')[0] as string) as Found
   }
 
-  it(`threads have a multicast, processes have none, and all have the same bits (seed ${start})`, async () => {
-    const [threads, processes] = [await run('thread'), await run('process')]
-    expect(threads.about).toContain(BY_MULTICAST)
-    expect(processes.about).toContain("by kernels over the devices' memory")
-    expect(processes.about).not.toContain('multicast')
-    expect({ ...threads, about: '' }).toEqual({ ...processes, about: '' })
+  it(`threads have a multicast, processes have one, and all have the same bits (seed ${start})`, async () => {
+    const found = [await run('thread'), await run('process')]
+    const before = control.counts().multicastStores
+    control.plant('fabric 1')
+    found.push(await run('process'))
+    expect(control.counts().multicastStores).toBeGreaterThan(before)
+    control.plant('fabric 0;multicast 0')
+    const without = await run('process')
+    for (const { about } of found) expect(about).toContain(BY_MULTICAST)
+    expect(without.about).not.toContain('multicast')
+    for (const one of found) expect({ ...one, about: '' }).toEqual({ ...without, about: '' })
+  })
+
+  it.each([
+    [
+      'cuMemExportToShareableHandle 1 801',
+      /rank . cannot use the memory of rank .: .*does not hand it over: cuMemExportToShareableHandle: .*NOT_SUPPORTED/,
+    ],
+    ['cuMemImportFromShareableHandle 1 801', /rank . cannot use the memory of rank .: cuMemImportFromShareableHandle: .*NOT_SUPPORTED/],
+    ['cuMemMap 2 2', /rank . cannot use the memory of rank .: cuMemMap: .*OUT_OF_MEMORY/],
+  ])('a driver that refuses %s: processes go on without a multicast', async (fault, why) => {
+    control.plant(`multicast 1;fail ${fault}`)
+    const { about } = await run('process')
+    expect(about).toContain("over the devices' memory, without multicast (")
+    expect(about).toMatch(why)
   })
 })
 
@@ -215,20 +234,19 @@ describe.skipIf(reason !== '')(`a driver that refuses something${reason}`, () =>
 })
 
 describe('the choice of a multicast', () => {
-  const reach = (uuid: string, process = 'p', noMulticast: string | null = null): Reach => ({
+  const reach = (uuid: string, noMulticast: string | null = null): Reach => ({
     uuid,
     peers: ['a', 'b'],
     machine: 'm',
-    process,
+    domain: null,
     noMulticast,
     multiprocessors: 1,
   })
 
-  it('wants two devices or more, all able, a rank each, in one process', () => {
+  it('wants two devices or more, all able, a rank each', () => {
     expect(noMulticast([reach('a'), reach('b')])).toBe(null)
     expect(noMulticast([reach('a')])).toContain('one rank')
     expect(noMulticast([reach('a'), reach('b'), reach('a')])).toContain('share a device')
-    expect(noMulticast([reach('a'), reach('b', 'q')])).toContain('several processes')
-    expect(noMulticast([reach('a'), reach('b', 'p', 'why')])).toBe('why')
+    expect(noMulticast([reach('a'), reach('b', 'why')])).toBe('why')
   })
 })

@@ -92,28 +92,40 @@ describe.skipIf(reason !== '')(`where the memory lies${reason}`, () => {
 })
 
 describe('the choice of memory, and of ways', () => {
-  const reach = (uuid: string, peers: string[], machine = 'm'): Reach => ({
+  const reach = (uuid: string, peers: string[], machine = 'm', domain: string | null = null): Reach => ({
     uuid,
     peers: [uuid, ...peers],
     machine,
-    process: 'p',
+    domain,
     noMulticast: null,
     multiprocessors: 1,
   })
 
   it('is that of the devices where all reach all, else pinned within a machine', () => {
-    expect(homeOf([reach('a', ['b']), reach('b', ['a'])])).toEqual({ home: 'device' })
-    expect(homeOf([reach('a', ['b']), reach('b', ['a'])], 'pinned')).toEqual({ home: 'pinned' })
-    expect(homeOf([reach('a', ['b']), reach('b', [])])).toEqual({ home: 'pinned' })
+    expect(homeOf([reach('a', ['b']), reach('b', ['a'])])).toEqual({ home: 'device', fabric: false })
+    expect(homeOf([reach('a', ['b']), reach('b', ['a'])], 'pinned')).toEqual({ home: 'pinned', fabric: false })
+    expect(homeOf([reach('a', ['b']), reach('b', [])])).toEqual({ home: 'pinned', fabric: false })
     expect(homeOf([reach('a', ['b']), reach('b', [])], 'device')).toEqual({ why: expect.stringContaining('device b cannot use') })
     expect(homeOf([reach('a', []), reach('b', [], 'n')])).toEqual({ why: expect.stringContaining('2 machines') })
+    expect(homeOf([reach('a', [], 'm', 'd'), reach('b', [], 'n', 'd')])).toEqual({ home: 'device', fabric: true })
+    expect(homeOf([reach('a', [], 'm', 'd'), reach('b', [], 'n', 'e')])).toEqual({ why: expect.stringContaining('2 machines') })
+    expect(homeOf([reach('a', ['b'], 'm', 'd'), reach('b', ['a'], 'm', 'd')])).toEqual({ home: 'device', fabric: false })
     expect(homeOf(Array<Reach>(17).fill(reach('a', [])))).toEqual({ why: expect.stringContaining('17 ranks') })
   })
 
   it('over a bus takes what crosses it least', () => {
     for (let ranks = 2; ranks <= 16; ranks++) {
       const bounds = boundsOf('pinned', ranks)
-      const plan: PeerPlan = { ranks, home: 'pinned', multicast: false, bounds, blocks: 1, dataBytes: 8 << 20, packetBytes: 1 << 20 }
+      const plan: PeerPlan = {
+        ranks,
+        home: 'pinned',
+        fabric: false,
+        multicast: false,
+        bounds,
+        blocks: 1,
+        dataBytes: 8 << 20,
+        packetBytes: 1 << 20,
+      }
       const meeting = 32 << 10
       for (let bytes = 16; bytes <= 8 << 20; bytes *= 2) {
         const costs = { packets: (3 * ranks - 2) * bytes, oneShot: ranks * bytes + meeting, twoShot: (4 - 1 / ranks) * bytes + 2 * meeting }

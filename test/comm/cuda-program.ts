@@ -60,9 +60,10 @@ async function orphan({ rank, comm, device }: RankContext): Promise<{ code: stri
 
 const [name, json] = process.argv.slice(2)
 if (name === 'collectives' || name === 'orphan') {
-  const given = JSON.parse(json as string) as { devices: string[]; start: number; placement?: 'process' | 'thread' }
+  const given = JSON.parse(json as string) as { devices: string[]; start: number; placement?: 'process' | 'thread' | null }
   const { devices, start, placement = 'process' } = given
-  const options = { ranks: 2, placement, devices, timeoutMs: 60_000 }
+  // Null: as a launcher has started it.
+  const options = { ranks: 2, ...(placement && { placement }), devices, timeoutMs: 60_000 }
   if (name === 'collectives') {
     await launch(options, async (context) => {
       const found = await collectives(context, start)

@@ -109,12 +109,21 @@ describe.skipIf(reason !== '')(`the choice for CUDA ranks${reason}`, () => {
     for (const text of await told()) expect(text).toContain("reductions by kernels over the devices' memory")
   })
 
-  it('a driver that pins no memory for one rank: host memory for all', async () => {
-    expect(await registered([a, b] as CudaDevice[])).toBe(0)
-    control.plant('peers 0;fail cuMemHostRegister 3 801')
-    const told = await launch({ ranks: 2, devices: [first, second] }, async ({ comm }) => comm.describe())
-    for (const text of told) expect(text).toContain('reductions in host memory')
-    control.plant('peers 1;forget')
+  it('a driver that pins no memory for one rank: for all NCCL, or host memory where NCCL does not join them', async () => {
+    const before = process.env.RANKMESH_NCCL_PATH
+    process.env.RANKMESH_NCCL_PATH = await buildNccl()
+    for (const [devices, how] of [
+      [[first, second], 'NCCL'],
+      [[first, second, first], 'reductions in host memory'],
+    ] as const) {
+      expect(await registered([a, b] as CudaDevice[])).toBe(0)
+      control.plant('peers 0;fail cuMemHostRegister 3 801')
+      const told = await launch({ ranks: devices.length, devices }, async ({ comm }) => comm.describe())
+      for (const text of told) expect(text).toContain(how)
+      control.plant('peers 1;forget')
+    }
+    if (before === undefined) delete process.env.RANKMESH_NCCL_PATH
+    else process.env.RANKMESH_NCCL_PATH = before
     expect(await registered([a, b] as CudaDevice[])).toBe(0)
     expect(control.counts().reports).toBe(0)
   })

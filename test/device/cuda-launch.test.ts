@@ -1,12 +1,12 @@
 // Ranks in one thread, in threads, in processes and under a launcher, on the CUDA devices of a machine.
 import { execFile } from 'node:child_process'
-import { createServer } from 'node:net'
 import { promisify } from 'node:util'
 import { describe, expect, it } from 'vitest'
 import { addonReport } from '../../runtime/core/addon-node.ts'
 import { devicesFor } from '../../runtime/scheduler/placement.ts'
 import { bundle } from '../support/bundle.ts'
 import { reason } from '../support/cuda.ts'
+import { freePort } from '../support/free-port.ts'
 
 const run = promisify(execFile)
 const program = await bundle('test/device/cuda-launch-program.ts')
@@ -30,15 +30,6 @@ const expected = (names: readonly string[]): Result[] =>
     const size = names.length
     return { rank, size, name, sum: (size * (size + 1)) / 2, host: [(size * (size - 1)) / 2] }
   })
-
-/** One that nobody listens on. */
-async function freePort(): Promise<number> {
-  const server = createServer()
-  await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve))
-  const { port } = server.address() as { port: number }
-  await new Promise((resolve) => server.close(resolve))
-  return port
-}
 
 if (reason) it.skip(`ranks on CUDA devices${reason}`, () => {})
 else

@@ -50,6 +50,7 @@ export interface Doubles {
   /** Of the driver. */
   cuda: string
   cublasLt: string
+  nvml: string
   /** What takes the place of the file with the kernels, all of which are inside the driver's double. */
   kernels: string
   /** A program that checks that the driver's double keeps CUDA's rules. */
@@ -81,11 +82,13 @@ export async function buildDoubles(): Promise<Doubles> {
     ...DRIVER.map((name) => ({ name, includes: headers })),
   ].map(({ name, includes }) => ({ name, target: named(`${name}.o`, [join(doubles, `${name}.cc`), ...includes]) }))
   const blas = join(doubles, 'cublaslt.cc')
+  const nvml = join(doubles, 'nvml.cc')
   const check = join(doubles, 'check.cc')
-  const folder = named('doubles', [...objects.map(({ target }) => target), blas, check, ...headers])
+  const folder = named('doubles', [...objects.map(({ target }) => target), blas, nvml, check, ...headers])
   const made = {
     cuda: join(folder, 'libcuda-double.so'),
     cublasLt: join(folder, 'libcublasLt-double.so'),
+    nvml: join(folder, 'libnvidia-ml-double.so'),
     kernels: join(folder, 'kernels'),
     check: join(folder, 'check'),
   }
@@ -106,6 +109,7 @@ export async function buildDoubles(): Promise<Doubles> {
       const linked = ['-L', to, '-l:libcuda-double.so', '-Wl,-rpath,$ORIGIN']
       await Promise.all([
         run(compiler, [...FLAGS, '-shared', blas, '-o', join(to, 'libcublasLt-double.so'), ...linked]),
+        run(compiler, [...FLAGS, '-shared', nvml, '-o', join(to, 'libnvidia-ml-double.so')]),
         run(compiler, [...FLAGS, ...INCLUDES, check, '-o', join(to, 'check'), '-pthread', '-ldl']),
       ])
       writeFileSync(join(to, 'kernels'), 'rankmesh double: its kernels are inside the library\n')

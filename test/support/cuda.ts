@@ -28,6 +28,7 @@ if (why === '') {
   doubles = await buildDoubles()
   process.env.RANKMESH_CUDA_PATH = doubles.cuda
   process.env.RANKMESH_CUBLASLT_PATH = doubles.cublasLt
+  process.env.RANKMESH_NVML_PATH = doubles.nvml
   process.env.RANKMESH_CUDA_KERNELS = doubles.kernels
   process.env.RANKMESH_CUDA_DOUBLE = [process.env.RANKMESH_CUDA_DOUBLE, `seed ${turns}`].filter(Boolean).join(';')
   process.env.RANKMESH_CUDA_DOUBLE_CONTROL = control.path

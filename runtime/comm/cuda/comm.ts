@@ -1,5 +1,5 @@
-// CudaComm: collectives among ranks on CUDA devices of a machine, in one thread, in threads or in processes. The frequent ones are kernels, one a rank,
-// over memory that all have: that of the devices, where they reach each other's, else pinned memory of the machine. They need the host only to agree;
+// CudaComm: collectives among ranks on CUDA devices, in one thread, in threads or in processes. The frequent ones are kernels, one a rank, over memory
+// that all have: that of the devices, where they reach each other's, in one machine or by NVLink in several, else pinned memory of the machine. They need the host only to agree;
 // what is not overridden here goes through host memory, as in StagedComm.
 import { BackendUnavailableError, invalidArgument } from '../../core/errors.ts'
 import type { Tensor } from '../../core/tensor.ts'
@@ -310,7 +310,7 @@ function commonOf(host: GroupHost, all: readonly (Entering | Outline)[], { room,
   const reaches = all.map(({ reach }) => reach)
   const found = homeOf(reaches, memory)
   if ('why' in found) throw new BackendUnavailableError(`These ranks cannot be joined by memory that all have: ${found.why}`)
-  const { home } = found
+  const { home, fabric } = found
   const sharing = Math.max(...reaches.map(({ uuid }) => reaches.filter((other) => other.uuid === uuid).length))
   const blocks = Math.floor(Math.min(...reaches.map(({ multiprocessors }) => multiprocessors)) / sharing)
   const bounds = boundsOf(home, host.size)
@@ -318,6 +318,7 @@ function commonOf(host: GroupHost, all: readonly (Entering | Outline)[], { room,
     ...(room ?? roomFor(home, host.size)),
     ranks: host.size,
     home,
+    fabric,
     multicast: home === 'device' && noMulticast(reaches) === null,
     bounds,
     blocks: Math.max(1, Math.min(MOST_BLOCKS[home], blocks)),

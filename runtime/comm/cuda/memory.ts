@@ -172,9 +172,9 @@ export class PeerMemory {
 /** Of groups that have ended, whose ranks have not all left. */
 const retired = new Set<PeerMemory>()
 
-function allocated({ engine, description }: CudaDevice, { home, multicast, ranks }: PeerPlan, bytes: number): number {
+function allocated({ engine, description }: CudaDevice, { home, fabric, multicast, ranks }: PeerPlan, bytes: number): number {
   try {
-    if (multicast) return engine.allocateBindable(bytes, ranks).id
+    if (multicast || fabric) return engine.allocateBindable(bytes, multicast ? ranks : 0).id
     return home === 'pinned' ? engine.allocateShared(bytes).id : engine.allocate(bytes).id
   } catch (cause) {
     if (cause instanceof RangeError) {

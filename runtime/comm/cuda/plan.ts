@@ -13,6 +13,8 @@ export interface PeerRoom {
 export interface PeerPlan extends PeerRoom {
   ranks: number
   home: Home
+  /** Whether the workspaces are memory that NVLink takes to other machines. */
+  fabric: boolean
   /** Whether a multicast is tried, of workspaces on devices. */
   multicast: boolean
   bounds: WayBounds

@@ -153,7 +153,7 @@ DRIVER_API cuDeviceGetUuid_v2(Uuid* uuid, int device) {
   CALL(cuDeviceGetUuid_v2, kInit);
   KNOWN_DEVICE(device);
   std::memcpy(uuid, "emulated device", 16);
-  uuid->bytes[15] = static_cast<char>(device);
+  uuid->bytes[15] = static_cast<char>(SettingsNow().uuid + device);
   return kSuccess;
 }
 
@@ -200,6 +200,7 @@ DRIVER_API cuDeviceGetAttribute(int* value, int attribute, int device) {
     case 97: *value = 227 << 10; break;                     // shared memory of a block, where asked for
     case 106: *value = 32; break;                           // blocks of a multiprocessor
     case 111: *value = 1 << 10; break;                      // shared memory that each block costs beside its own
+    case 128: *value = settings.fabric != 0; break;         // a fabric's handles
     case 132: *value = settings.multicast; break;           // multicast
     default: Report("attribute %d of a device is not emulated", attribute); return kInvalidValue;
   }

@@ -105,6 +105,9 @@ class Call {
   Call call(#function, Call::needs);       \
   if (call.error != kSuccess) return call.error
 
+/** With the lock held: what a multicast reaches may have changed in other processes. */
+void RefreshMulticast(const Allocation& at);
+
 /** Whether kernels of `device` reach the memory. */
 bool Reaches(const Device& device, const Allocation& allocation);
 

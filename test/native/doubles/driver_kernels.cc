@@ -114,6 +114,7 @@ int Launch(Call& call, Function* function, const LaunchConfig& config, void** pa
   int error = kSuccess;
   EachPointer(task.launch, [&](const void* pointer) {
     const Allocation* const allocation = Find(pointer);
+    if (allocation && allocation->kind == Kind::kMulticast) RefreshMulticast(*allocation);
     if (!allocation || Reaches(*call.device, *allocation)) return;
     Report("kernel %s on device %d is given memory of device %d, without peer access", kernel.name, call.device->index, allocation->device);
     Lose(call.device->index, error = kIllegalAddress);

@@ -124,7 +124,10 @@ struct Memory {
       return;
     }
     if (a->kind == Kind::kVirtual || a->kind == Kind::kMulticast) {
-      if (a->kind == Kind::kVirtual) GiveBack(*a);
+      if (a->kind == Kind::kVirtual) {
+        // Nothing is there any more; the addresses remain this process's.
+        mmap(a->pages, a->page_bytes, PROT_NONE, MAP_SHARED | MAP_NORESERVE | MAP_FIXED, file, a->pages - device.memory);
+      }
       delete a;
       return;
     }
@@ -203,15 +206,19 @@ std::byte* Reserve(size_t bytes) {
   return at;
 }
 
-Allocation* Map(Kind kind, int device, std::byte* at, size_t bytes) {
+Allocation* Map(Kind kind, int device, std::byte* at, size_t bytes, int file) {
   Memory& memory = TheMemory();
   const std::lock_guard lock(memory.mutex);
   memory.Shut(false);
-  if (kind == Kind::kVirtual) {
-    mprotect(at, bytes, PROT_READ | PROT_WRITE);
-    Poison(at, bytes);
-  }
+  if (kind == Kind::kVirtual && mmap(at, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, file, kHeadBytes) == MAP_FAILED) return nullptr;
   return memory.all[at] = new Allocation{at, bytes, kind, device, at, bytes, ++memory.ids, 0, {}};
+}
+
+void PoisonFile(int file, size_t bytes) {
+  void* const data = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, file, kHeadBytes);
+  if (data == MAP_FAILED) return;
+  Poison(static_cast<std::byte*>(data), bytes);
+  munmap(data, bytes);
 }
 
 bool Claim(int device, size_t bytes) {

@@ -36,8 +36,12 @@ Allocation* Allocate(Kind kind, int device, size_t bytes);
 Allocation* Register(void* at, size_t bytes);
 /** Addresses of devices, where nothing is yet; null where none are left. */
 std::byte* Reserve(size_t bytes);
-/** What lies at such addresses from now on: memory, or a multicast, where nothing lies. */
-Allocation* Map(Kind kind, int device, std::byte* at, size_t bytes);
+/** What lies before the bytes in a file of memory that has no addresses of its own. */
+constexpr size_t kHeadBytes = 4096;
+/** What lies at such addresses from now on: memory in such a file, or a multicast, where nothing lies. Null where the system refuses it. */
+Allocation* Map(Kind kind, int device, std::byte* at, size_t bytes, int file);
+/** New memory in such a file. */
+void PoisonFile(int file, size_t bytes);
 /** Counts bytes of a device that lie nowhere yet; false where there are not so many. */
 bool Claim(int device, size_t bytes);
 void Unclaim(int device, size_t bytes);

@@ -84,6 +84,8 @@ struct State {
         else if (what == "seed") settings.seed = static_cast<uint32_t>(first);
         else if (what == "peers") settings.peers = first != 0;
         else if (what == "multicast") settings.multicast = first != 0;
+        else if (what == "uuid") settings.uuid = static_cast<int>(first);
+        else if (what == "fabric") settings.fabric = static_cast<int>(first);
         else if (what == "shut") settings.shut = static_cast<uint32_t>(first);
         else good = false;
       }

@@ -25,6 +25,10 @@ struct Settings {
   bool peers = true;
   /** `multicast 1`: devices have multicasts. */
   bool multicast = false;
+  /** `uuid N`: of the first device, the others' follow; devices of the same number are the same device for all processes. */
+  int uuid = 0;
+  /** `fabric 1`: handles of memory and of multicasts may be a fabric's; 2: devices say so, and the driver refuses it. */
+  int fabric = 0;
   /** `shut MILLISECONDS` from one time that devices' memory is shut to the host to the next, which takes long where there is much. */
   uint32_t shut = 40;
 };
