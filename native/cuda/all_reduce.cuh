@@ -1,8 +1,9 @@
-// out = x_0 + x_1 + ... + x_(ranks-1), the operands of all ranks, in three ways that give the same bits on every rank.
+// out = x_0 + x_1 + ... + x_(ranks-1), the operands of all ranks, in three ways that give the same bits on every rank; or their product, minimum,
+// maximum or mean.
 //
 // Contract: partials add in float32, ranks ascending, and the sum is rounded to the element type once, or, `rounded`, each sum of two is. In all ways a block works on a span
 // of its own, alike on all ranks, and waits only for the same block of the others. Any count; memory of elements may lie anywhere, 16-byte
-// aligned is faster. `out` may be this rank's operand.
+// aligned is faster. `out` may be this rank's operand. What joins ranks other than by a sum does so in the same order.
 //
 //   kOneShot   operands are copied to the workspace, ranks meet, each reads the others': one crossing, (ranks - 1) * size read.
 //   kTwoShot   they meet, each adds its share of every span and writes it to all, they meet again: two crossings, 2 * size in all.
@@ -15,6 +16,9 @@
 // Operands in memory that all ranks can read need not be copied: `shared`. Ranks meet once more then where nothing else tells them that all
 // have read, and `out` is other memory.
 #pragma once
+#include <type_traits>
+
+#include "joining.cuh"
 #include "signal.cuh"
 
 namespace rankmesh::cuda {
@@ -26,14 +30,19 @@ constexpr uint32_t kNothing = 0xffffffffu;
 template <int kMost>
 inline constexpr int kAtOnce = kMost < 8 ? kMost : 8;
 
+/** How two partials become one where nothing else is said. */
+struct Plus {
+  __device__ float operator()(float a, float b) const { return __fadd_rn(a, b); }
+};
+
 /**
  * A block's part in one call, made before the workspace is opened. `get(r, at)` is packet `at` of rank r's operand, of `total`; `join(at,
- * sum)` makes the result of the sum, in the same way on all ranks. kOnce: a packet takes long to get, so that is done once; not shared.
+ * sum)` makes the result of the sum, in the same way on all ranks; `step(a, b)` adds. kOnce: a packet takes long to get, so that is done once; not shared.
  */
-template <typename T, int kMost, Algorithm kAlgorithm, bool kOnce, typename Get, typename Join>
+template <typename T, int kMost, Algorithm kAlgorithm, bool kOnce, typename Get, typename Join, typename Step = Plus>
 class Exchange {
  public:
-  __device__ Exchange(const Peers& peers, const Operands& in, int64_t total, Get get, Join join)
+  __device__ Exchange(const Peers& peers, const Operands& in, int64_t total, Get get, Join join, Step step = {})
       : peers_(peers),
         shared_(in.shared),
         rounded_(in.rounded),
@@ -41,6 +50,7 @@ class Exchange {
         total_(total),
         get_(get),
         join_(join),
+        step_(step),
         now_(peers.state->progress) {}
 
   /** Hands on packets [first, end), by all threads of the block. False, on all of them, if a rank did not come. */
@@ -94,7 +104,7 @@ class Exchange {
   /** Adds ranks ascending; `fetch(first, part)` gets the packets of ranks `first` and following. False where one did not come. */
   template <typename Fetch>
   __device__ bool Sum(int64_t at, Packet& result, Fetch fetch) {
-    float sum[kLanes<T>] = {};
+    typename T::Value sum[kLanes<T>] = {};
 #pragma unroll
     for (int first = 0; first < kMost; first += kAtOnce<kMost>) {
       if (first >= peers_.ranks) break;
@@ -103,11 +113,11 @@ class Exchange {
 #pragma unroll
       for (int r = 0; r < kAtOnce<kMost>; r++) {
         if (first + r >= peers_.ranks) break;
-        float value[kLanes<T>];
+        typename T::Value value[kLanes<T>];
         Unpack<T>(part[r], value);
 #pragma unroll
         for (int i = 0; i < kLanes<T>; i++) {
-          sum[i] = first + r == 0 ? value[i] : __fadd_rn(sum[i], value[i]);
+          sum[i] = first + r == 0 ? value[i] : step_(sum[i], value[i]);
           if (rounded_) sum[i] = T::Widen(T::Round(sum[i]));
         }
       }
@@ -195,19 +205,19 @@ class Exchange {
   const int64_t total_;
   Get get_;
   Join join_;
+  [[no_unique_address]] Step step_;
   const Progress now_;
 };
 
-/** At most kMost ranks. Grid: any number of blocks up to kMaxBlocks, of 32 to 512 threads. */
-template <typename T, int kMost, Algorithm kAlgorithm>
-__device__ inline void AllReduce(const SumArgs& args) {
+/** At most kMost ranks; see Exchange. Grid: any number of blocks up to kMaxBlocks, of 32 to 512 threads. */
+template <typename T, int kMost, Algorithm kAlgorithm, typename Join, typename Step>
+__device__ inline void AllReduceBy(const SumArgs& args, Join join, Step step) {
   const Peers& peers = args.peers;
   const Vectors<T> out(args.out, args.count);
   const auto get = [&](int r, int64_t at) { return Vectors<T>(args.in.of[r], args.count).Get(at); };
-  const auto join = [](int64_t, const float(&sum)[kLanes<T>]) { return Pack<T>(sum); };
   const int64_t total = VectorsOf<T>(args.count);
   const int64_t first = FirstOf(total, blockIdx.x, gridDim.x), end = FirstOf(total, blockIdx.x + 1, gridDim.x);
-  Exchange<T, kMost, kAlgorithm, false, decltype(get), decltype(join)> exchange(peers, args.in, total, get, join);
+  Exchange<T, kMost, kAlgorithm, false, decltype(get), Join, Step> exchange(peers, args.in, total, get, join, step);
   if (!Open(peers) || !exchange.Begin(first, end)) return;
   for (int64_t at = first + threadIdx.x; at < end; at += blockDim.x) {
     Packet result;
@@ -215,6 +225,27 @@ __device__ inline void AllReduce(const SumArgs& args) {
     out.Put(at, result);
   }
   exchange.End();
+}
+
+template <typename T, int kMost, Algorithm kAlgorithm>
+__device__ inline void AllReduce(const SumArgs& args) {
+  AllReduceBy<T, kMost, kAlgorithm>(args, [](int64_t, const float(&sum)[kLanes<T>]) { return Pack<T>(sum); }, Plus{});
+}
+
+/** Of any joining. */
+template <typename T, int kMost, Algorithm kAlgorithm>
+__device__ inline void AllJoin(const JoinArgs& args) {
+  using Value = typename T::Value;
+  AllReduceBy<T, kMost, kAlgorithm>(
+      args.all,
+      [&](int64_t, Value(&all)[kLanes<T>]) {
+        if constexpr (std::is_same_v<Value, float>) {
+#pragma unroll
+          for (int i = 0; i < kLanes<T> && args.divisor != 1.0f; i++) all[i] = __fdiv_rn(all[i], args.divisor);
+        }
+        return Pack<T>(all);
+      },
+      [&](Value a, Value b) { return Joined(args.joining, a, b); });
 }
 
 }  // namespace rankmesh::cuda

@@ -7,12 +7,14 @@ namespace rankmesh::cuda {
 /** A type says how bits become float32 and back: to nearest even, overflow to infinity, every NaN to the one quiet NaN. */
 struct Float32 {
   using Bits = uint32_t;
+  using Value = float;
   __device__ static float Widen(Bits bits) { return __uint_as_float(bits); }
   __device__ static Bits Round(float value) { return value != value ? 0x7fc00000u : __float_as_uint(value); }
 };
 
 struct Bfloat16 {
   using Bits = uint16_t;
+  using Value = float;
   __device__ static float Widen(Bits bits) { return __uint_as_float(static_cast<uint32_t>(bits) << 16); }
   __device__ static Bits Round(float value) {
     const uint32_t bits = __float_as_uint(value);
@@ -22,8 +24,17 @@ struct Bfloat16 {
 
 struct Float16 {
   using Bits = uint16_t;
+  using Value = float;
   __device__ static float Widen(Bits bits) { return HalfToFloat(bits); }
   __device__ static Bits Round(float value) { return value != value ? static_cast<Bits>(0x7e00u) : FloatToHalf(value); }
+};
+
+/** Integers of 32 bits, with a sign or without: what they are is what is done with them. */
+struct Word {
+  using Bits = uint32_t;
+  using Value = uint32_t;
+  __device__ static Value Widen(Bits bits) { return bits; }
+  __device__ static Bits Round(Value value) { return value; }
 };
 
 /** Elements of type T in a packet. */
@@ -31,7 +42,7 @@ template <typename T>
 inline constexpr int kLanes = static_cast<int>(sizeof(Packet) / sizeof(typename T::Bits));
 
 template <typename T>
-__device__ inline void Unpack(const Packet& packet, float (&value)[kLanes<T>]) {
+__device__ inline void Unpack(const Packet& packet, typename T::Value (&value)[kLanes<T>]) {
 #pragma unroll
   for (int i = 0; i < kLanes<T>; i++) {
     if constexpr (sizeof(typename T::Bits) == 4) value[i] = T::Widen(packet.word[i]);
@@ -40,7 +51,7 @@ __device__ inline void Unpack(const Packet& packet, float (&value)[kLanes<T>]) {
 }
 
 template <typename T>
-__device__ inline Packet Pack(const float (&value)[kLanes<T>]) {
+__device__ inline Packet Pack(const typename T::Value (&value)[kLanes<T>]) {
   Packet packet;
 #pragma unroll
   for (int i = 0; i < 4; i++) {

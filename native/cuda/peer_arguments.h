@@ -139,6 +139,15 @@ struct SumArgs {
   int64_t count;
 };
 
+/** An all-reduce that is told how. */
+struct JoinArgs {
+  SumArgs all;
+  /** As engine::Reduction. */
+  int joining;
+  /** What floats are divided by in the end: 1, or as many as there are ranks. */
+  float divisor;
+};
+
 /** The numbers are those of QUANT in runtime/comm/fusion/patterns.ts. */
 enum class Quant : int { kNone, kFp8, kFp4, kFp8Groups, kFp8Rows };
 /** Order of fp4 scales; the numbers are those of QuantizationSFLayout. */

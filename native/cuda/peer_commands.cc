@@ -25,6 +25,11 @@ constexpr Names kSums = {RANKMESH_PLAIN("peer_sum_f32"), RANKMESH_PLAIN("peer_su
 constexpr Names kPlain = {RANKMESH_PLAIN("peer_plain_f32"), RANKMESH_PLAIN("peer_plain_bf16"), RANKMESH_PLAIN("peer_plain_f16")};
 constexpr Names kQuant = {RANKMESH_QUANT("peer_quant_f32"), RANKMESH_QUANT("peer_quant_bf16"), RANKMESH_QUANT("peer_quant_f16")};
 constexpr Names kMoe = {RANKMESH_QUANT("peer_moe_f32"), RANKMESH_QUANT("peer_moe_bf16"), RANKMESH_QUANT("peer_moe_f16")};
+/** Of any reduction, words behind the other types; by way. */
+constexpr const char* kJoins[4][2] = {{"peer_join_f32_one_shot", "peer_join_f32_two_shot"},
+                                      {"peer_join_bf16_one_shot", "peer_join_bf16_two_shot"},
+                                      {"peer_join_f16_one_shot", "peer_join_f16_two_shot"},
+                                      {"peer_join_word_one_shot", "peer_join_word_two_shot"}};
 
 constexpr double kMostRows = 1ull << 32;
 
@@ -102,11 +107,16 @@ void CheckFits(const Reader& reader, const Head& head, double rows, double n, do
   if (bytes * (packets ? head.peers.ranks : 1) > room) reader.Fail("more than the workspaces hold");
 }
 
-/** ..., count; type; rounded; workspaces, state, told, multicast, x, y */
+/** ..., count; type; reduction; is averaged, rounded; workspaces, state, told, multicast, x, y */
 void ReadReduce(Reader& reader, engine::Command& command) {
   Head head = ReadHead(reader, true);
-  const double count = reader.Size(), size = reader.Float();
-  const bool rounded = reader.Size(1) != 0;
+  const double count = reader.Size(), size = reader.Float(engine::kWord);
+  const auto type = command.call.types[0];
+  const bool words = type == engine::kWord;
+  const int joining = static_cast<int>(reader.Size(words ? engine::kMaxSigned : engine::kMax));
+  const bool averaged = reader.Size(1) != 0, rounded = reader.Size(1) != 0, sum = joining == engine::kSum && !averaged && !words;
+  if (words && averaged) reader.Fail("a reduction that its type does not have");
+  if (!sum && (rounded || head.way == Algorithm::kLamport)) reader.Fail("a way that its kernel does not know");
   CheckFits(reader, head, 1, count, size);
   Placing operands(reader, command);
   SumArgs args{};
@@ -117,7 +127,9 @@ void ReadReduce(Reader& reader, engine::Command& command) {
   args.out = operands.Place(count * size, size);
   args.count = static_cast<int64_t>(count);
   const int threads = ThreadsFor(PacketsOf(args.count, static_cast<int64_t>(size)), head.blocks);
-  operands.Kernel(head.Of(kSums, command.call.types[0]), head.blocks, threads, args);
+  if (sum) return operands.Kernel(head.Of(kSums, type), head.blocks, threads, args);
+  const float divisor = averaged ? static_cast<float>(head.peers.ranks) : 1.0f;
+  operands.Kernel(kJoins[type][static_cast<int>(head.way)], head.blocks, threads, JoinArgs{args, joining, divisor});
 }
 
 /** Bytes of codes and scales of all rows. */

@@ -29,6 +29,16 @@
 
 #define RANKMESH_PEER_TYPES(X, Some, most) Some(X, f32, Float32, most) Some(X, bf16, Bfloat16, most) Some(X, f16, Float16, most)
 
+/** Of any reduction, for as many ranks as there may be, since sums are what is frequent. */
+#define RANKMESH_PEER_JOIN(X, type, T)                                                                                      \
+  X(peer_join_##type##_one_shot, JoinArgs, 512, AllJoin<T, kMaxRanks, Algorithm::kOneShot>)                                 \
+  X(peer_join_##type##_two_shot, JoinArgs, 512, AllJoin<T, kMaxRanks, Algorithm::kTwoShot>)
+
+/** Those of peer_joins.cu. */
+#define RANKMESH_PEER_JOINS(X)                                                          \
+  RANKMESH_PEER_JOIN(X, f32, Float32) RANKMESH_PEER_JOIN(X, bf16, Bfloat16)             \
+  RANKMESH_PEER_JOIN(X, f16, Float16) RANKMESH_PEER_JOIN(X, word, Word)
+
 #define RANKMESH_PEER_GATHERS(X)                         \
   X(peer_gather_16, GatherArgs, 512, AllGather<Packet>)  \
   X(peer_gather_4, GatherArgs, 512, AllGather<uint32_t>) \
@@ -45,7 +55,7 @@
 /** Those of peer_codes.cu. */
 #define RANKMESH_PEER_CODES(X) RANKMESH_PEER_TYPES(X, RANKMESH_PEER_QUANT, 8) RANKMESH_PEER_TYPES(X, RANKMESH_PEER_QUANT, 16)
 
-#define RANKMESH_PEER_KERNELS(X) RANKMESH_PEER_SUMS(X) RANKMESH_PEER_CODES(X)
+#define RANKMESH_PEER_KERNELS(X) RANKMESH_PEER_SUMS(X) RANKMESH_PEER_JOINS(X) RANKMESH_PEER_CODES(X)
 
 /** Writes one of them, where nvcc compiles. */
 #define RANKMESH_PEER_KERNEL(name, Args, threads, ...)                                          \

@@ -13,6 +13,7 @@ __device__ inline bool IsAligned(const void* at, int bytes = sizeof(Packet)) { r
 template <typename T>
 struct Moved {
   using Bits = typename T::Bits;
+  using Value = float;
   static constexpr int kSign = 8 * static_cast<int>(sizeof(Bits)) - 1;
   __device__ static float Widen(Bits bits) {
     const float value = T::Widen(bits);

@@ -2,37 +2,17 @@
 // by side.
 //
 // Reduce: in float32, rounded once: the slices one after another, or, kTree, in the order of a tree: each goes on a stack, and behind it so many
-// joins of the two topmost, left + right. min and max: NaN wins over every number, and of equals the first stays. Words wrap.
+// joins of the two topmost, left + right.
 // ReduceNorm: s = residual + (x_0 + x_1 + ...) + bias, rounded once and written to residual; y = its norm. The steps, and so the bits, are those
 // of ../fused_norm.cuh, and of Reduce, Add and NormRows one after another where those do not round in between; portable, the norm's are those of
 // portable.cuh.
 // Grids: any for Reduce, a thread taking eight elements at a time, four of a tree; a block for each row for ReduceNorm, of RowThreads<E>(n)
 // threads; for Gather a multiple of the number of slices.
 #pragma once
+#include "../joining.cuh"
 #include "rows.cuh"
 
 namespace rankmesh::cuda::ops {
-
-/** As engine::Reduction. */
-enum Joining : int { kJoinSum, kJoinProd, kJoinMin, kJoinMax, kJoinMinSigned, kJoinMaxSigned };
-
-__device__ inline float Joined(int reduction, float a, float b) {
-  if (reduction == kJoinSum) return __fadd_rn(a, b);
-  if (reduction == kJoinProd) return __fmul_rn(a, b);
-  const bool first = reduction == kJoinMin ? a < b : a > b;
-  return a != a || ((first || a == b) && b == b) ? a : b;
-}
-
-__device__ inline uint32_t JoinedWords(int reduction, uint32_t a, uint32_t b) {
-  switch (reduction) {
-    case kJoinSum: return a + b;
-    case kJoinProd: return a * b;
-    case kJoinMin: return b < a ? b : a;
-    case kJoinMax: return b > a ? b : a;
-    case kJoinMinSigned: return static_cast<int32_t>(b) < static_cast<int32_t>(a) ? b : a;
-    default: return static_cast<int32_t>(b) > static_cast<int32_t>(a) ? b : a;
-  }
-}
 
 template <int N>
 __device__ inline void JoinTo(int reduction, const float (&right)[N], float (&sum)[N]) {
@@ -99,7 +79,7 @@ __device__ inline void ReduceWords(const ReduceArgs& args) {
 #pragma unroll 1
     for (int s = 0; s < args.count; s++) {
       const uint32_t value = static_cast<const uint32_t*>(args.slices[s])[row * args.pitch + i];
-      sum = s == 0 ? value : JoinedWords(args.reduction, sum, value);
+      sum = s == 0 ? value : Joined(args.reduction, sum, value);
     }
     static_cast<uint32_t*>(args.y)[row * args.n + i] = sum;
   });

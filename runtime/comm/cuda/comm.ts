@@ -38,7 +38,7 @@ import { allGather, allGatherV, broadcast, broadcastInto, gather } from './move.
 import { boundsOf, MOST_BLOCKS, type PeerPlan, type PeerRoom, roomFor } from './plan.ts'
 import { HOMES, type Home, homeOf, noMulticast, type Reach, reachOf } from './reach.ts'
 import { record, records } from './recording.ts'
-import { adds, allReduce, allReduceResidualBiasRMSNorm, norms, reduce, reduceScatter, reduceScatterV } from './reduce.ts'
+import { allReduce, allReduceResidualBiasRMSNorm, norms, reduce, reduceScatter, reduceScatterV } from './reduce.ts'
 import { rowsFit } from './rows.ts'
 import { Told } from './told.ts'
 import { tune } from './tune.ts'
@@ -132,7 +132,7 @@ export class CudaComm extends StagedComm {
   }
 
   override allReduce(x: Tensor, options?: AllReduceOptions): Promise<Tensor> {
-    return adds(x, options?.op) && options?.algorithm !== 'on-device' ? allReduce(this.#member, x, options) : super.allReduce(x, options)
+    return options?.algorithm === 'on-device' ? super.allReduce(x, options) : allReduce(this.#member, x, options)
   }
 
   override allReduceResidualBiasRMSNorm(args: FusedNorm, options?: MeetOptions): Promise<Tensor> {
@@ -183,15 +183,15 @@ export class CudaComm extends StagedComm {
   }
 
   override reduce(x: Tensor, options?: { dst?: number; op?: ReduceOp } & MeetOptions): Promise<Tensor | null> {
-    return adds(x, options?.op) ? reduce(this.#member, x, options) : super.reduce(x, options)
+    return reduce(this.#member, x, options)
   }
 
   override reduceScatter(x: Tensor, options?: { dim?: number; op?: ReduceOp } & MeetOptions): Promise<Tensor> {
-    return adds(x, options?.op) ? reduceScatter(this.#member, x, options) : super.reduceScatter(x, options)
+    return reduceScatter(this.#member, x, options)
   }
 
   override reduceScatterV(x: Tensor, options?: ScatterVOptions): Promise<Tensor> {
-    return adds(x, options?.op) ? reduceScatterV(this.#member, x, options) : super.reduceScatterV(x, options)
+    return reduceScatterV(this.#member, x, options)
   }
 
   override broadcast(x: Tensor, { inPlace = false, ...options }: { src?: number; inPlace?: boolean } & MeetOptions = {}): Promise<Tensor> {

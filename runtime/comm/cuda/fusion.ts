@@ -13,7 +13,7 @@ import { bytesOfResult, emptyResult, largestSpecs, type ResultSpec } from '../fu
 import type { RankRows, RowsPlan } from '../fusion/rows.ts'
 import type { Operand, Source, Staging } from '../staged/group.ts'
 import { type CudaGroup, type Part, placeOf, type Results } from './group.ts'
-import { byRank, sum } from './reduce.ts'
+import { byRank, reduceTo } from './reduce.ts'
 import { normNumbers, othersOf, type Rows, recordRows, rowsFit } from './rows.ts'
 
 /** `staged` computes what the kernels do not. */
@@ -30,7 +30,7 @@ export function cudaFusion(group: CudaGroup, staged: FusionEngine<Staging, Opera
         const operands = payloads.map((own) => own.x)
         if (!plan.traits.norm) {
           const to = byRank(group, made, ({ output }) => (output as Made).operand)
-          sum(group, results, operands, to, { algorithm, rounded, options: {} })
+          reduceTo(group, results, operands, to, { op: 'sum', algorithm, rounded, options: {} })
           return byRank(group, made, resultOf)
         }
         const given = group.here.map((rank) => ({ reads: [], x: [operands[rank] as Operand] }))

@@ -1,4 +1,4 @@
-// The collectives over peers' memory that compute: sums, and the sum fused with residual, bias and RMSNorm. What the kernels do not know, the
+// The collectives over peers' memory that compute: reductions, and the sum fused with residual, bias and RMSNorm. What the kernels do not know, the
 // callers in comm.ts leave to StagedComm.
 import { type DType, dtypeSize } from '../../core/dtype.ts'
 import { splitAt } from '../../core/shape.ts'
@@ -22,6 +22,7 @@ import {
   type ScatterCall,
 } from '../calls/reduce.ts'
 import type { FusedNorm, ReduceOp } from '../device-comm.ts'
+import { joiningOf } from '../engine/reduce.ts'
 import type { MeetOptions } from '../rendezvous.ts'
 import type { Operand, Target } from '../staged/group.ts'
 import { operandOf } from '../staged/member.ts'
@@ -29,11 +30,6 @@ import { type CudaGroup, type Part, placeOf, type Results } from './group.ts'
 import { type Member, recorded } from './member.ts'
 import { blocksFor, piecesOf, WAY, wayOf } from './plan.ts'
 import { normNumbers, othersOf, recordRows } from './rows.ts'
-
-/** Whether the kernels can add such operands. */
-export function adds(x: Tensor, op: ReduceOp | undefined): boolean {
-  return (op ?? 'sum') === 'sum' && isSummed(x?.dtype)
-}
 
 function isSummed(dtype: DType | undefined): boolean {
   return dtype === 'float32' || dtype === 'bfloat16' || dtype === 'float16'
@@ -44,23 +40,23 @@ export function norms({ x, residual, tree, portable }: FusedNorm): boolean {
   return !tree && !portable && isSummed(x?.dtype) && x.dtype === residual?.dtype
 }
 
-export const allReduce: AllReduce<Member> = allReduceBy(recorded, ({ group }, payloads, results, { x, algorithm, options }) => {
+export const allReduce: AllReduce<Member> = allReduceBy(recorded, ({ group }, payloads, results, { x, op, algorithm, options }) => {
   const targets = group.here.map((rank) => payloads[rank]?.out ?? results.of(rank, x.shape, x.dtype))
   const operands = payloads.map((p) => p.x)
-  sum(
+  reduceTo(
     group,
     results,
     operands,
     byRank(group, targets, ({ operand }) => operand),
-    { algorithm, options },
+    { op, algorithm, options },
   )
   return byRank(group, targets, ({ tensor }) => tensor)
 })
 
-export const reduce: Reduce<Member> = reduceBy(recorded, ({ group }, operands, results, { x, dst, options }) => {
+export const reduce: Reduce<Member> = reduceBy(recorded, ({ group }, operands, results, { x, op, dst, options }) => {
   const targets = group.here.map((rank) => (rank === dst ? results.of(rank, x.shape, x.dtype) : null))
   const places = byRank(group, targets, (target, rank) => target?.operand ?? scratchOf(results, rank, operands[rank] as Operand))
-  sum(group, results, operands, places, { options })
+  reduceTo(group, results, operands, places, { op, options })
   return byRank(group, targets, (target) => target?.tensor ?? null)
 })
 
@@ -95,18 +91,26 @@ export const allReduceResidualBiasRMSNorm: Norm<Member> = normBy(
   },
 )
 
-/** All ranks' operands added into `to`, by rank of those that are here; `rounded`: each sum of two is rounded. */
-export function sum(
+/** All ranks' operands as one in `to`, by rank of those that are here; `rounded`: each sum of two is rounded. */
+export function reduceTo(
   group: CudaGroup,
   results: Results,
   operands: readonly Operand[],
   to: readonly (Operand | undefined)[],
-  { algorithm, rounded = false, options }: { algorithm?: AlgorithmName | undefined; rounded?: boolean; options: MeetOptions },
+  {
+    op,
+    algorithm,
+    rounded = false,
+    options,
+  }: { op: ReduceOp; algorithm?: AlgorithmName | undefined; rounded?: boolean; options: MeetOptions },
 ): void {
   const { plan, here } = group
   const [{ dtype, byteLength }] = operands as [Operand]
   const size = dtypeSize(dtype)
-  const way = wayOf(plan, byteLength, algorithm)
+  const fastest = wayOf(plan, byteLength, algorithm)
+  // What is no sum of floats has kernels of its own, which know no packets.
+  const way = fastest === WAY.packets && !(op === 'sum' && isSummed(dtype)) ? WAY.oneShot : fastest
+  const numbers = [TYPE[elementType(dtype, 'x')], joiningOf(op, dtype), Number(op === 'avg'), Number(rounded)]
   const places = here.map((rank) => {
     const others = here.filter((other) => other !== rank).flatMap((other) => [operands[other] as Operand, to[other] as Operand])
     return results.place(to[rank] as Operand, { others, own: [], inPlace: [operands[rank] as Operand] })
@@ -117,24 +121,29 @@ export function sum(
       const x = placeOf(operands[rank] as Operand)
       const y = places[i] as typeof x
       const ends = [x, y].map(({ block, offset }) => ({ block, offset: offset + first * size }))
-      return { rank, numbers: [count, TYPE[elementType(dtype, 'x')], Number(rounded)], operands: ends, written: [1] }
+      return { rank, numbers: [count, ...numbers], operands: ends, written: [1] }
     })
     group.together(OP.peerReduce, { way, blocks: blocksFor(plan, count * size) }, options, parts)
   }
   results.settle()
 }
 
-/** The sum, cut into the ranks' parts. */
-function scattered({ group }: Member, operands: readonly Operand[], results: Results, { x, at, lengths, options }: ScatterCall): Tensor[] {
+/** The reduction, cut into the ranks' parts. */
+function scattered(
+  { group }: Member,
+  operands: readonly Operand[],
+  results: Results,
+  { x, op, at, lengths, options }: ScatterCall,
+): Tensor[] {
   const { outer, length: whole, inner } = splitAt(x.shape, at)
-  const sums = byRank(group, group.here, (rank) => scratchOf(results, rank, operands[rank] as Operand))
-  sum(group, results, operands, sums, { options })
+  const wholes = byRank(group, group.here, (rank) => scratchOf(results, rank, operands[rank] as Operand))
+  reduceTo(group, results, operands, wholes, { op, options })
   return byRank(group, group.here, (rank) => {
     const start = lengths.slice(0, rank).reduce((a, b) => a + b, 0)
     const length = lengths[rank] as number
     const y = results.of(rank, x.shape.with(at, length), x.dtype)
     const type = TYPE[elementType(x.dtype, 'x')]
-    const { block, offset } = placeOf(sums[rank] as Operand)
+    const { block, offset } = placeOf(wholes[rank] as Operand)
     const from = { block, offset: offset + start * inner * dtypeSize(x.dtype) }
     const numbers = [outer, length * inner, whole * inner, 1, REDUCTION.sum, 1, type, type, 0]
     if (y.tensor.size > 0) group.alone(rank, OP.reduce, numbers, [from, placeOf(y.operand)], [1])

@@ -100,12 +100,17 @@ function reduceInto(
   group.together(OP.reduce, reduction(numbers, dtype, op, group.joins), [...slices, placeOf(y)], [slices.length])
 }
 
+/** How a command names what joins two elements. */
+export function joiningOf(op: ReduceOp, dtype: DType): number {
+  const signed = dtype === 'int32'
+  const kind = op === 'min' && signed ? 'minSigned' : op === 'max' && signed ? 'maxSigned' : op === 'avg' ? 'sum' : op
+  return REDUCTION[kind]
+}
+
 /** The numbers of a `reduce` of one slice a rank. */
 function reduction(sizes: readonly number[], dtype: DType, op: ReduceOp, joins: readonly number[]): number[] {
   const type = TYPE[elementType(dtype, 'x')]
-  const signed = dtype === 'int32'
-  const kind = op === 'min' && signed ? 'minSigned' : op === 'max' && signed ? 'maxSigned' : op === 'avg' ? 'sum' : op
-  return [...sizes, joins.length, REDUCTION[kind], op === 'avg' ? joins.length : 1, type, type, ...joins]
+  return [...sizes, joins.length, joiningOf(op, dtype), op === 'avg' ? joins.length : 1, type, type, ...joins]
 }
 
 /** The reduction, cut into the ranks' parts, each of which its own rank computes. */

@@ -43,7 +43,7 @@ export const OP = {
   // What follows is of CUDA devices alone. Peers' commands begin with: way, blocks, ranks, rank, bytes of an operand, of a third of packets,
   // nanoseconds of a wait, has multicast; their operands with the workspaces by rank, state, where the host is told, the multicast. See
   // native/cuda/peer_commands.cc.
-  /** count; type; x, y */
+  /** count; type; reduction; divided by the ranks, each sum of two rounded; x, y */
   peerReduce: 17,
   /** rows, first, all, n; type; eps, bias of the weight, quant, layout, factor, group; pads, has bias, y, sum; x, rows' operands */
   peerNorm: 18,

@@ -4,13 +4,13 @@
 
 namespace test::ops {
 
-/** As native/cpu/collectives.inc joins two, where NaN wins over every number. */
+/** As native/cpu/collectives.inc joins two, where NaN wins over every number, and the last of equals. */
 inline float JoinedFloats(uint32_t kind, float a, float b) {
   if (kind == engine::kSum) return a + b;
   if (kind == engine::kProd) return a * b;
   if (a != a) return a;
   if (b != b) return b;
-  return kind == engine::kMin ? (b < a ? b : a) : (b > a ? b : a);
+  return kind == engine::kMin ? (a < b ? a : b) : (a > b ? a : b);
 }
 
 inline uint32_t JoinedInts(uint32_t kind, uint32_t a, uint32_t b) {
