@@ -31,6 +31,7 @@ const CALLS: Record<string, (comm: Communicator, device: Device, timeoutMs: numb
   'allReduce of more': (comm, device, timeoutMs) => comm.allReduce(Tensor.full([40 * WIDTH], 1, { device }), { timeoutMs }),
   'allReduce in two steps': (comm, device, timeoutMs) =>
     comm.allReduce(Tensor.full([WIDTH], 1, { device }), { timeoutMs, algorithm: 'two-shot' }),
+  'allReduce of maxima': (comm, device, timeoutMs) => comm.allReduce(Tensor.full([WIDTH], 1, { device }), { timeoutMs, op: 'max' }),
   'the fused norm': (comm, device, timeoutMs) => {
     const [x, residual] = [Tensor.full([2, WIDTH], 1, { device }), Tensor.full([2, WIDTH], 1, { device })]
     return comm.allReduceResidualBiasRMSNorm({ x, residual, weight: Tensor.full([WIDTH], 1, { device }) }, { timeoutMs })

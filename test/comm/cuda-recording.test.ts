@@ -23,7 +23,7 @@ const GROUPS: readonly { name: string; run: Run }[] = [
 describe.skipIf(reason !== '').each(GROUPS)(`ranks $name${reason}`, ({ run }) => {
   const start = seed()
 
-  it(`a step of sums, fused norms and gathers, launched again and again (seed ${start})`, async () => {
+  it(`a step of sums, other reductions, fused norms and gathers, launched again and again (seed ${start})`, async () => {
     await run(async ({ comm, device, rank, size }) => {
       const [rows, n] = [2, 96]
       const random = new Random(start)
@@ -32,12 +32,18 @@ describe.skipIf(reason !== '').each(GROUPS)(`ranks $name${reason}`, ({ run }) =>
       using weight = Tensor.from(random.floats(n), { device })
       using norm = Tensor.empty([rows, n], { device })
       using sum = Tensor.empty([rows, n], { device })
+      using top = Tensor.empty([rows, n], { device })
+      using part = Tensor.empty([rows, n], { device })
       using all = Tensor.empty([rows, n * size], { device })
       // Packets, a row of flags, pieces: what one run leaves in the workspaces is what the next one finds.
       const step = async (): Promise<void> => {
         await comm.allReduceResidualBiasRMSNorm({ x, residual, weight, out: norm })
         using doubled = device.add(norm, x)
         await comm.allReduce(doubled, { out: sum })
+        await comm.allReduce(doubled, { out: top, op: 'max' })
+        using wider = await comm.allGather(top)
+        using mean = await comm.reduceScatter(wider, { op: 'avg' })
+        device.copy(mean, part)
         using wide = await comm.allGather(sum)
         device.copy(wide, all)
       }
@@ -53,7 +59,14 @@ describe.skipIf(reason !== '').each(GROUPS)(`ranks $name${reason}`, ({ run }) =>
           if (!recorded) await step()
           else if (recording) await recording.launch()
           else recording = await comm.record(step)
-          const bytes = [await residual.bytes(), await norm.bytes(), await sum.bytes(), await all.bytes()]
+          const bytes = [
+            await residual.bytes(),
+            await norm.bytes(),
+            await sum.bytes(),
+            await top.bytes(),
+            await part.bytes(),
+            await all.bytes(),
+          ]
           if (recorded)
             for (const [i, one] of bytes.entries()) expect(Buffer.compare(one, found[round]![i]!), `round ${round}, ${i}`).toBe(0)
           else found.push(bytes)

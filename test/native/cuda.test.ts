@@ -49,6 +49,7 @@ class Program {
 }
 
 const SUMS = /^\d+ sums\n$/
+const JOINS = /^\d+ reductions\n$/
 const NORMS = /^\d+ fused norms\n$/
 const EXPERTS = /^\d+ sums of experts\n$/
 const GATHERS = /^\d+ gathers\n$/
@@ -58,13 +59,15 @@ const plain = new Program('plain')
 describe.skipIf(plain.obstacle !== '')(`CUDA kernels on the CPU${plain.obstacle}`, () => {
   it('all-reduces of 1 to 16 ranks give the sums in rank order, in all ways, from call to call', () =>
     plain.passes('sums', times(3, 1), SUMS))
+  it('products, minima, maxima and means, and those of integers, are joined in the same order', () =>
+    plain.passes('joins', times(3, 1), JOINS))
   it('fused norms give the same right bits in all ways, with all quantisers', () => plain.passes('norms', 3, NORMS))
   it('sums of experts are the fused norms of their sums', () => plain.passes('experts', 3, EXPERTS))
   it('gathers bring all rows side by side', () => plain.passes('gathers', 3, GATHERS))
   it('a rank that does not come is named, and an alarm ends all waits', () => plain.passes('faults', 1, FAULTS))
 
   it.each(['barrier=2', 'barrier=3', 'hasty'])('control: %s is found by wrong results', async (planted) => {
-    for (const what of ['sums', 'norms', 'experts', 'gathers']) {
+    for (const what of ['sums', 'joins', 'norms', 'experts', 'gathers']) {
       const start = seed()
       const { status, output } = await plain.run(what, 1, start, planted)
       expect(status, `${what}, seed ${start}: ${output}`).toBe(1)
@@ -82,6 +85,7 @@ describe.skipIf(plain.obstacle !== '')(`CUDA kernels on the CPU${plain.obstacle}
 const threads = new Program('threads', '-g1', '-fsanitize=thread')
 describe.skipIf(threads.obstacle !== '')(`CUDA kernels under ThreadSanitizer${threads.obstacle}`, () => {
   it('sums have no races', () => threads.passes('sums', 1, SUMS))
+  it('nor have other reductions', () => threads.passes('joins', 1, JOINS))
   it('fused norms have no races', () => threads.passes('norms', 1, NORMS))
   it('sums of experts have no races', () => threads.passes('experts', 1, EXPERTS))
   it('gathers have no races', () => threads.passes('gathers', 1, GATHERS))
@@ -96,6 +100,7 @@ describe.skipIf(threads.obstacle !== '')(`CUDA kernels under ThreadSanitizer${th
 const memory = new Program('memory', '-g1', '-fsanitize=address')
 describe.skipIf(memory.obstacle !== '')(`CUDA kernels under AddressSanitizer${memory.obstacle}`, () => {
   it('sums touch nothing outside', () => memory.passes('sums', 1, SUMS))
+  it('nor do other reductions', () => memory.passes('joins', 1, JOINS))
   it('fused norms touch nothing outside', () => memory.passes('norms', 2, NORMS))
   it('sums of experts touch nothing outside', () => memory.passes('experts', 2, EXPERTS))
   it('gathers touch nothing outside', () => memory.passes('gathers', 2, GATHERS))

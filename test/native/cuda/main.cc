@@ -1,4 +1,4 @@
-// Tests of the CUDA kernels on the CPU. Arguments: sums, norms, experts, gathers or faults; seed; rounds; what is planted: barrier=K, relaxed or hasty.
+// Tests of the CUDA kernels on the CPU. Arguments: sums, joins, norms, experts, gathers or faults; seed; rounds; what is planted: barrier=K, relaxed or hasty.
 #include "experts.h"
 #include "faults.h"
 #include "gathers.h"
@@ -13,7 +13,7 @@ int main(int argc, char** argv) {
   emulation::planted.relaxed = plant == "relaxed";
   emulation::planted.hasty = plant == "hasty";
   emulation::planted.unfenced = plant == "unfenced";
-  if (what == "sums") test::sums::Check(random, rounds);
+  if (what == "sums" || what == "joins") test::sums::Check(random, rounds, what == "joins");
   if (what == "norms") test::norms::Check(random, rounds);
   if (what == "experts") test::experts::Check(random, rounds);
   if (what == "gathers") test::gathers::Check(random, rounds);

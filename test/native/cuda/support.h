@@ -62,7 +62,7 @@ class Random {
 
 template <typename T>
 const char* NameOf() {
-  return std::is_same_v<T, Float32> ? "float32" : std::is_same_v<T, Bfloat16> ? "bfloat16" : "float16";
+  return std::is_same_v<T, Float32> ? "float32" : std::is_same_v<T, Bfloat16> ? "bfloat16" : std::is_same_v<T, Float16> ? "float16" : "words";
 }
 
 inline const char* NameOf(Algorithm way) {
@@ -147,7 +147,8 @@ Buffer Elements(Random& random, int64_t count, Values values, size_t offset = 0)
   Buffer buffer(count * sizeof(Bits), offset);
   for (int64_t i = 0; i < count; i++) {
     const bool ones = values == Values::kSpecial && random.OneIn(16);
-    buffer.As<Bits>()[i] = ones ? static_cast<Bits>(~Bits{0}) : T::Round(Draw<T>(random, values));
+    if constexpr (std::is_same_v<T, Word>) buffer.As<Bits>()[i] = ones ? ~Bits{0} : random.Bits();
+    else buffer.As<Bits>()[i] = ones ? static_cast<Bits>(~Bits{0}) : T::Round(Draw<T>(random, values));
   }
   return buffer;
 }
@@ -231,6 +232,16 @@ void LaunchSum(emulation::Machine& machine, Algorithm way, unsigned blocks, unsi
   WithWay(way, [&](auto known) {
     machine.Launch(args.peers.rank, blocks, threads, [args] { AllReduce<T, kMaxRanks, decltype(known)::value>(args); });
   });
+}
+
+/** Not by packets. */
+template <typename T>
+void LaunchJoin(emulation::Machine& machine, Algorithm way, unsigned blocks, unsigned threads, const JoinArgs& args) {
+  const auto launch = [&](auto known) {
+    machine.Launch(args.all.peers.rank, blocks, threads, [args] { AllJoin<T, kMaxRanks, decltype(known)::value>(args); });
+  };
+  if (way == Algorithm::kOneShot) launch(std::integral_constant<Algorithm, Algorithm::kOneShot>{});
+  else launch(std::integral_constant<Algorithm, Algorithm::kTwoShot>{});
 }
 
 template <typename T>
