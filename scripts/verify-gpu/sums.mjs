@@ -58,10 +58,19 @@ async function one({ rank, size, comm, device }, { rows, n, dtype, random, hash,
   const sum = await comm.allReduce(x)
   await add(sum)
   within(`all-reduce of ${what}`, await sum.data(), sums, (i) => near(sums[i], sizes[i]))
-  const most = await comm.allReduce(x, { op: 'max' })
-  await add(most)
-  const largest = parts[0].map((_, i) => Math.max(...parts.map((part) => part[i])))
-  within(`maximum of ${what}`, await most.data(), largest, () => 0)
+  const joined = (join) => Float64Array.from(parts[0], (first, i) => parts.slice(1).reduce((all, part) => join(all, part[i]), first))
+  const products = joined((a, b) => a * b)
+  for (const [op, exact, allowed] of [
+    ['min', joined(Math.min), () => 0],
+    ['max', joined(Math.max), () => 0],
+    ['prod', products, (i) => near(products[i], Math.abs(products[i]))],
+    ['avg', sums.map((value) => value / size), (i) => near(sums[i] / size, sizes[i] / size)],
+  ]) {
+    const y = await comm.allReduce(x, { op })
+    await add(y)
+    within(`${op} of ${what}`, await y.data(), exact, allowed)
+    y.dispose()
+  }
 
   const width = n / size
   const piece = await comm.reduceScatter(x)
@@ -102,7 +111,7 @@ async function one({ rank, size, comm, device }, { rows, n, dtype, random, hash,
     if (fused.quantOut) await checkCodes(label, { normed, fused, rows, n, scaleFactor, slack: step + 2 ** -12 })
     for (const tensor of [...Object.values(fused), norms.residualIn, norms.rmsGamma]) tensor?.dispose()
   }
-  for (const tensor of [x, sum, most, piece, all, told, kept, norm]) tensor.dispose()
+  for (const tensor of [x, sum, piece, all, told, kept, norm]) tensor.dispose()
 }
 
 /** The residual against float64, its norm against that of the residual; gives the norm in float64. */

@@ -4,7 +4,7 @@ import { type DType, decode, dtypeSize, encode, type TensorData } from '../../ru
 import { sizeOf } from '../../runtime/core/shape.ts'
 import { Tensor } from '../../runtime/core/tensor.ts'
 import type { RankContext } from '../../runtime/scheduler/launch.ts'
-import { fixedOrder, fixedOrderBytes } from '../support/fixed-order.ts'
+import { clustersOf, fixedOrder, fixedOrderBytes } from '../support/fixed-order.ts'
 import type { Random } from '../support/random.ts'
 import * as reference from '../support/reference-ops.ts'
 import { type Group, type Placed, placed, poison, STYLES } from './conformance.ts'
@@ -120,6 +120,20 @@ function allReduceCases(group: Group, brief: boolean): void {
         await expect(comm.allReduce(x, { op: 'avg' })).rejects.toMatchObject({ code: 'ERR_DTYPE' })
       })
     }
+  })
+
+  it('allReduce min and max keep the last of equals, as of 0 and -0', async () => {
+    const last = clustersOf(group.place).at(-1)!.at(-1)!
+    const zero = (rank: number): number => (rank % 2 === 0 ? 0 : -0)
+    await group.run(async ({ comm, device, rank }) => {
+      for (const dtype of FLOATS) {
+        for (const op of ['min', 'max'] as const) {
+          using x = Tensor.from([zero(rank), -zero(rank)], { dtype, device })
+          using y = await comm.allReduce(x, { op })
+          expect([...((await y.data()) as Float32Array)], `${op}, ${dtype}`).toEqual([zero(last), -zero(last)])
+        }
+      }
+    })
   })
 
   it('allReduce min and max give NaN where any rank has one', async () => {
