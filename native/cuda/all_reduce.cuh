@@ -36,8 +36,9 @@ struct Plus {
 };
 
 /**
- * A block's part in one call, made before the workspace is opened. `get(r, at)` is packet `at` of rank r's operand, of `total`; `join(at,
- * sum)` makes the result of the sum, in the same way on all ranks; `step(a, b)` adds. kOnce: a packet takes long to get, so that is done once; not shared.
+ * A block's part in one call, made before the workspace is opened. `get(r, at)` is packet `at` of rank r's operand, of `total`; `step(a, b)`
+ * adds; `join(at, sum)` makes the result of the sum, in the same way on all ranks. kOnce: a packet takes long to get, so that is done once; not
+ * shared.
  */
 template <typename T, int kMost, Algorithm kAlgorithm, bool kOnce, typename Get, typename Join, typename Step = Plus>
 class Exchange {
