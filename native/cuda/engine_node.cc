@@ -140,27 +140,42 @@ Napi::Value CreateQueue(Napi::Env env, const std::shared_ptr<Engine>& engine) {
   return object;
 }
 
-Napi::Value CreateProgram(Napi::Env env, const std::shared_ptr<Engine>& engine, Napi::Value given) {
-  if (!given.IsArray() || given.As<Napi::Array>().Length() == 0) throw Napi::TypeError::New(env, "parts must be an Array of at least one part");
-  const auto list = given.As<Napi::Array>();
-  const auto program = std::make_shared<std::unique_ptr<Program>>();
+/** What each engine's queues are to run again and again, as programs that are captured together. */
+std::vector<Napi::Value> ProgramsOf(Napi::Env env, const std::vector<std::pair<std::shared_ptr<Engine>, Napi::Value>>& all) {
+  std::vector<std::unique_ptr<Program>> programs;
   Guarded(env, [&] {
-    std::vector<Program::Part> parts;
-    for (uint32_t i = 0; i < list.Length(); i++) {
-      const auto part = ObjectOf(list[i], "part");
-      const auto queue = IntegerOf(part.Get("queue"), "queue", 0, static_cast<int64_t>(engine->queues.size()) - 1);
-      auto* const stream = static_cast<Stream*>(engine->queues[static_cast<size_t>(queue)].get());
-      parts.push_back({stream, CommandsOf(part.Get("words"), part.Get("count"), *engine)});
+    std::vector<Program::Given> given;
+    for (const auto& [engine, value] : all) {
+      if (!value.IsArray() || value.As<Napi::Array>().Length() == 0) throw Napi::TypeError::New(env, "parts must be an Array of at least one part");
+      const auto list = value.As<Napi::Array>();
+      std::vector<Program::Part> parts;
+      for (uint32_t i = 0; i < list.Length(); i++) {
+        const auto part = ObjectOf(list[i], "part");
+        const auto queue = IntegerOf(part.Get("queue"), "queue", 0, static_cast<int64_t>(engine->queues.size()) - 1);
+        auto* const stream = static_cast<Stream*>(engine->queues[static_cast<size_t>(queue)].get());
+        parts.push_back({stream, CommandsOf(part.Get("words"), part.Get("count"), *engine)});
+      }
+      given.push_back({engine.get(), std::move(parts)});
     }
-    *program = std::make_unique<Program>(*engine, std::move(parts));
+    programs = Program::Capture(std::move(given));
   });
-  auto object = Napi::Object::New(env);
-  object.Set("launch", Napi::Function::New(env, [engine, program](const Napi::CallbackInfo& info) {
-    if (!*program) throw Napi::TypeError::New(info.Env(), "the program was closed");
-    Guarded(info.Env(), [&] { (*program)->Launch(); });
-  }));
-  object.Set("close", Napi::Function::New(env, [engine, program](const Napi::CallbackInfo&) { program->reset(); }));
-  return object;
+  std::vector<Napi::Value> objects;
+  for (size_t i = 0; i < all.size(); i++) {
+    const auto program = std::make_shared<std::unique_ptr<Program>>(std::move(programs[i]));
+    auto object = Napi::Object::New(env);
+    const auto add = [&](const char* name, auto call) { object.Set(name, Napi::Function::New(env, call, name)); };
+    add("launch", [engine = all[i].first, program](const Napi::CallbackInfo& info) {
+      if (!*program) throw Napi::TypeError::New(info.Env(), "the program was closed");
+      Guarded(info.Env(), [&] { (*program)->Launch(); });
+    });
+    add("ended", [engine = all[i].first, program](const Napi::CallbackInfo& info) -> Napi::Value {
+      const std::string why = *program ? (*program)->ended() : "it was closed";
+      return why.empty() ? info.Env().Null() : Napi::String::New(info.Env(), why);
+    });
+    add("close", [engine = all[i].first, program](const Napi::CallbackInfo&) { program->reset(); });
+    objects.push_back(object);
+  }
+  return objects;
 }
 
 Napi::Value ImportMemory(Napi::Env env, Engine& engine, Napi::Value value) {
@@ -240,7 +255,7 @@ Napi::Value CreateCudaEngine(const Napi::CallbackInfo& info) {
     Guarded(info.Env(), [&] { engine->Free(IdOf(info[0])); });
   });
   add("createQueue", [engine](const Napi::CallbackInfo& info) { return CreateQueue(info.Env(), engine); });
-  add("createProgram", [engine](const Napi::CallbackInfo& info) { return CreateProgram(info.Env(), engine, info[0]); });
+  add("createProgram", [engine](const Napi::CallbackInfo& info) { return ProgramsOf(info.Env(), {{engine, info[0]}}).front(); });
   add("exportMemory", [engine](const Napi::CallbackInfo& info) {
     const Exported exported = Guarded(info.Env(), [&] { return engine->Export(IdOf(info[0])); });
     auto bytes = Napi::Uint8Array::New(info.Env(), sizeof exported);
@@ -292,6 +307,19 @@ std::shared_ptr<cuda::Engine> CudaEngineOf(Napi::Value value) {
   if (!value.IsObject() || !value.As<Napi::Object>().CheckTypeTag(&kEngineTag))
     throw Napi::TypeError::New(value.Env(), "engine must be an engine of createCudaEngine");
   return *value.As<Napi::Object>().Get("native").As<Napi::External<std::shared_ptr<Engine>>>().Data();
+}
+
+Napi::Value CreateCudaPrograms(const Napi::CallbackInfo& info) {
+  if (!info[0].IsArray()) throw Napi::TypeError::New(info.Env(), "what programs are made of must be an Array");
+  const auto list = info[0].As<Napi::Array>();
+  std::vector<std::pair<std::shared_ptr<Engine>, Napi::Value>> all;
+  for (uint32_t i = 0; i < list.Length(); i++) {
+    const auto one = ObjectOf(list[i], "program");
+    all.emplace_back(CudaEngineOf(one.Get("engine")), one.Get("parts"));
+  }
+  auto made = Napi::Array::New(info.Env());
+  for (const auto& program : ProgramsOf(info.Env(), all)) made.Set(made.Length(), program);
+  return made;
 }
 
 std::string CudaFeature(bool& available) {

@@ -9,12 +9,17 @@
 namespace rankmesh::cuda {
 
 class Engine;
+class Executable;
 class Stream;
 
 /** A command of the CUDA engine alone that is more than one kernel. */
 struct StreamExtra : engine::Extra {
   /** Hands its work to the stream. Throws CudaError, or engine::BadCommand. */
   virtual void Run(Stream& stream) = 0;
+  /** Of one that a stream which captures has come to: whether others have yet to come to it, before which the stream does not go on. */
+  virtual bool Waits() const { return false; }
+  /** What it has handed over is part of this. Throws where that cannot be run. */
+  virtual void Captured(const std::shared_ptr<Executable>&) {}
 };
 
 /** A meeting: the work runs on the stream that comes last, behind all others, which go on behind it. */
@@ -61,6 +66,7 @@ class Stream final : public Scratch {
   void Moved() { moved_ = true; }
   /** Takes part in a capture, or does so no more: marks of the one are of no use to the other. */
   void Capturing(bool is);
+  bool capturing() const { return capturing_; }
 
   Engine& engine() const { return engine_; }
   StreamHandle handle() const { return handle_; }

@@ -196,7 +196,7 @@ Deadline After(double milliseconds) {
 
 }  // namespace
 
-void Run(const std::vector<Issue>& issues) {
+void Run(const std::vector<Issue>& issues, bool captured) {
   if (issues.empty()) return;
   const auto& nccl = issues[0].communicator->library();
   std::vector<std::unique_lock<std::mutex>> uses;
@@ -231,12 +231,8 @@ void Run(const std::vector<Issue>& issues) {
       communicator->Await(communicator->comm_, kNames[collective.kind], After(collective.timeout_ms));
     }
     nccl.Check(ended, nccl.GroupEnd.name, -1);
-    for (const auto& [communicator, collective, stream] : issues) {
-      communicator->driver_->Activate();
-      auto passed = communicator->driver_->Mark(stream);
-      const std::lock_guard lock(communicator->mutex_);
-      communicator->pending_.push_back({std::move(passed), After(collective.timeout_ms), collective.timeout_ms, kNames[collective.kind]});
-    }
+    for (const auto& [communicator, collective, stream] : issues)
+      if (!captured) communicator->Expect(stream, collective.timeout_ms, kNames[collective.kind]);
   };
   const auto end = [&](const Error& why) {
     issuing(false);
@@ -252,6 +248,16 @@ void Run(const std::vector<Issue>& issues) {
     end(Error(kUnhandledCudaError, error.what(), -1));
   }
   issuing(false);
+}
+
+void Communicator::Expect(Stream stream, double timeout_ms, const char* name) {
+  driver_->Activate();
+  auto passed = driver_->Mark(stream);
+  {
+    const std::lock_guard lock(mutex_);
+    pending_.push_back({std::move(passed), After(timeout_ms), timeout_ms, name});
+  }
+  changed_.notify_all();
 }
 
 int Communicator::CreateScaledSum(double scalar, DataType type) {

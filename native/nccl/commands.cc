@@ -1,12 +1,13 @@
 // Reads the commands, checked against the communicator that they name, and gathers them until NCCL gets them together.
 #include "commands.h"
 
+#include <algorithm>
 #include <mutex>
 #include <optional>
 #include <unordered_map>
 #include <utility>
 
-#include "../cuda/stream.h"
+#include "../cuda/program.h"
 #include "../engine/reader.h"
 
 namespace rankmesh::nccl {
@@ -37,14 +38,73 @@ struct Gathered {
 
 thread_local std::optional<std::vector<Gathered>> gathered;
 
+/** One call as the programs have it that ranks of this thread capture together: given to NCCL when all of these have come to it. */
+struct Round {
+  size_t members;
+  std::vector<Issue> issues;
+  bool given = false;
+};
+
+/** A round that not all members have named. */
+struct Named {
+  std::weak_ptr<Round> round;
+  size_t named = 0;
+};
+
+/** The round `number`, as commands of this thread name it, each once. */
+std::shared_ptr<Round> RoundOf(uint64_t number, size_t members) {
+  thread_local std::unordered_map<uint64_t, Named> all;
+  Named& entry = all[number];
+  auto round = entry.round.lock();
+  if (!round) {
+    round = std::make_shared<Round>(Round{members, {}});
+    entry = {round};
+  }
+  if (++entry.named == members) all.erase(number);
+  return round;
+}
+
+/** A communicator as a program has it that holds calls of it: launches are watched like its other collectives. */
+struct Holder : cuda::Party {
+  std::shared_ptr<Communicator> communicator;
+  double timeout_ms = 0;
+
+  void Launched(cuda::StreamHandle stream) override { communicator->Expect(stream, timeout_ms, "a recorded step"); }
+};
+
 struct Command : cuda::StreamExtra {
   std::shared_ptr<Communicator> communicator;
   Collective collective;
   std::shared_ptr<engine::Block> from, to;
+  std::shared_ptr<Round> round;
 
   void Run(cuda::Stream& stream) override {
-    if (!gathered) throw engine::BadCommand("a collective of NCCL's that is in no group");
-    gathered->push_back({{communicator, collective, stream.handle()}, from, to});
+    const Issue issue{communicator, collective, stream.handle()};
+    if (!stream.capturing()) {
+      if (!gathered) throw engine::BadCommand("a collective of NCCL's that is in no group");
+      gathered->push_back({issue, from, to});
+      return;
+    }
+    round->issues.push_back(issue);
+    if (round->issues.size() < round->members) return;
+    nccl::Run(round->issues, true);
+    round->given = true;
+  }
+
+  bool Waits() const override { return !round->given; }
+
+  void Captured(const std::shared_ptr<cuda::Executable>& executable) override {
+    auto& party = executable->parties[communicator.get()];
+    if (!party) {
+      const auto holder = std::make_shared<Holder>();
+      holder->communicator = communicator;
+      communicator->Keep({executable, [program = std::weak_ptr(executable)](const std::string& why) {
+                            if (const auto alive = program.lock()) alive->End(why);
+                          }});
+      party = holder;
+    }
+    auto& timeout = static_cast<Holder&>(*party).timeout_ms;
+    timeout = std::max(timeout, collective.timeout_ms);
   }
 };
 
@@ -60,6 +120,10 @@ void Read(engine::Reader& reader, engine::Command& command) {
   root = static_cast<int>(reader.Size(size - 1));
   count = static_cast<size_t>(reader.Size());
   timeout = reader.Word();
+  const auto number = static_cast<uint64_t>(reader.Size());
+  const auto members = static_cast<size_t>(reader.Size(UINT32_MAX));
+  if (members == 0) reader.Fail("a collective without ranks");
+  read->round = RoundOf(number, members);
   const int listed = kind == kAllToAllV ? 2 * size : kind == kAllGatherV || kind == kReduceScatterV ? size : 0;
   for (int i = 0; i < listed; i++) counts.push_back(static_cast<size_t>(reader.Size()));
   const auto extent = ExtentOf(read->collective, read->communicator->rank(), size);

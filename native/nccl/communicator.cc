@@ -51,6 +51,7 @@ void Communicator::Split(std::shared_ptr<Communicator> parent, int color, int ke
 }
 
 void Communicator::Close(Deadline deadline) {
+  EndReruns("this rank has left it");
   Do([this, deadline] { CloseNow(deadline); });
 }
 
@@ -268,6 +269,7 @@ void Communicator::Watch() {
 /** The thread that aborts is the one that asks for async errors, so that none asks about what is gone. */
 void Communicator::AbortNow() {
   ForgetPassed();
+  EndReruns(failure()->what());
   std::unique_lock use(use_, std::defer_lock);
   for (const auto end = Clock::now() + kGrace; !use.try_lock() && Clock::now() < end;) std::this_thread::sleep_for(milliseconds(1));
   if (const Comm comm = std::exchange(comm_, nullptr)) {
@@ -297,6 +299,23 @@ void Communicator::Fail(const Error& error) {
 void Communicator::ForgetPassed() {
   const std::lock_guard lock(mutex_);
   while (!pending_.empty() && pending_.front().passed()) pending_.pop_front();
+}
+
+void Communicator::Keep(Rerun rerun) {
+  const std::lock_guard lock(mutex_);
+  if (!keeps_ || broken_) throw Error(kInvalidUsage, "NCCL's communicator of rank " + std::to_string(rank_) + " has ended meanwhile", rank_);
+  std::erase_if(reruns_, [](const Rerun& one) { return one.alive.expired(); });
+  reruns_.push_back(std::move(rerun));
+}
+
+void Communicator::EndReruns(const std::string& why) {
+  std::vector<Rerun> all;
+  {
+    const std::lock_guard lock(mutex_);
+    keeps_ = false;
+    all.swap(reruns_);
+  }
+  for (const Rerun& one : all) one.end("NCCL's communicator of rank " + std::to_string(rank_) + " has ended: " + why);
 }
 
 Comm Communicator::Open() {

@@ -82,9 +82,17 @@ struct Issue {
 
 /**
  * Gives collectives of communicators of one thread to NCCL as one group, in stream order. What one rank cannot do fails them all: their
- * communicators are aborted. @throws Error, which names the rank.
+ * communicators are aborted. With `captured` the streams capture: what is under way then is a later run. @throws Error, which names the rank.
  */
-void Run(const std::vector<Issue>& issues);
+void Run(const std::vector<Issue>& issues, bool captured = false);
+
+/** What may run calls of a communicator's again: NCCL does not let go of one, or abort it, while there is such a thing. */
+struct Rerun {
+  /** As long as it is there. */
+  std::weak_ptr<void> alive;
+  /** Ends it, of any thread, and waits for nothing. */
+  std::function<void(const std::string& why)> end;
+};
 
 class Communicator : public std::enable_shared_from_this<Communicator> {
  public:
@@ -109,6 +117,10 @@ class Communicator : public std::enable_shared_from_this<Communicator> {
   void Abort(const std::string& why);
   /** Waits until it has ended, behind Close or Abort; false where it has not in time. */
   bool Ended(Deadline deadline);
+  /** Something holds calls of it from now on, which is ended before it is. @throws Error where that has been already. */
+  void Keep(Rerun rerun);
+  /** What this stream has been given is a collective, or several, which may take so many milliseconds. */
+  void Expect(Stream stream, double timeout_ms, const char* name);
   /** What has failed, from before the moment on when what is under way stops. */
   std::optional<Error> failure();
   /** Collectives that had not ended when it failed or was aborted. */
@@ -122,7 +134,7 @@ class Communicator : public std::enable_shared_from_this<Communicator> {
   void Deregister(void* registration);
 
  private:
-  friend void Run(const std::vector<Issue>& issues);
+  friend void Run(const std::vector<Issue>& issues, bool captured);
 
   /** A collective that may be under way. */
   struct Pending {
@@ -150,6 +162,8 @@ class Communicator : public std::enable_shared_from_this<Communicator> {
   /** As Abort, and no more than once. */
   void Break(const Error& why);
   void ForgetPassed();
+  /** Ends all that it was told to keep; there will be no more. */
+  void EndReruns(const std::string& why);
   void Call(const Collective& collective, Stream stream);
   /** @throws Error where it is of no more use. With `use_` held. */
   Comm Open();
@@ -174,6 +188,8 @@ class Communicator : public std::enable_shared_from_this<Communicator> {
   std::condition_variable changed_;
   std::deque<std::function<void()>> tasks_;
   std::deque<Pending> pending_;
+  std::vector<Rerun> reruns_;
+  bool keeps_ = true;
   /** Until when a collective that is being given to NCCL may take for that. */
   Deadline issuing_ = Deadline::max();
   std::optional<Error> failure_;

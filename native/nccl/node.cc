@@ -295,6 +295,7 @@ void Init(Napi::Env env, Napi::Object exports) {
       throw ToError(info.Env(), error);
     }
   });
+  add("createPrograms", CreateCudaPrograms);
   exports.Set("nccl", nccl);
 }
 

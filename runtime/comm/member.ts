@@ -30,6 +30,8 @@ export class GroupMember<D extends Device, G extends Turns<S>, S, O> {
   readonly channels: Channels<S, G>
   readonly device: D
   readonly counts = { collectives: 0, fused: 0, bytes: 0 }
+  /** Steps that it has begun to record. */
+  recordings = 0
   readonly traffic: Traffic
   readonly #operand: HoldAs<O>
   #destroyed = false

@@ -103,7 +103,7 @@ export interface Engine {
    * What queues (by id) are to run again and again: for each its commands, as `submit` takes them, but that waits are for commands of the same
    * run, counted from 1, and meetings are of one run each. @throws RangeError as submit
    */
-  createProgram?(parts: readonly { queue: number; words: Float64Array; count: number }[]): EngineProgram
+  createProgram?(parts: readonly ProgramPart[]): EngineProgram
   /** A queue, with a thread of its own where it is native: on processor `core` of those this process may use, or on any (-1). */
   createQueue(core: number): EngineQueue
   /** Behind `close` of its queues, and where there is no memory of its left: waits for what runs and lets go of everything. */
@@ -133,9 +133,18 @@ export interface EngineQueue {
   close(): void
 }
 
+/** Of a program: a queue, and the commands that it runs each time. */
+export interface ProgramPart {
+  queue: number
+  words: Float64Array
+  count: number
+}
+
 export interface EngineProgram {
-  /** Hands the parts to their queues, whose commands so far are `bases`, by part. */
+  /** Hands the parts to their queues, whose commands so far are `bases`, by part. @throws Error where it has `ended` */
   launch(bases: readonly number[]): void
+  /** Why it can be launched no more, where that may be: something that its commands use, and that is no memory, has ended. */
+  ended?(): string | null
   /** Lets go of the memory that the commands use, once the runs under way have ended. */
   close(): void
 }
@@ -246,6 +255,11 @@ export interface Nccl {
   begin(): void
   /** Gives them to NCCL as one group, in stream order, or forgets them. What one rank cannot do ends all these communicators. @throws NcclError */
   end(issue: boolean): void
+  /**
+   * Engines' `createProgram` for programs with collectives, all of this thread that have parts in them, in one go. A communicator ends the programs
+   * that have collectives of it when it ends. @throws RangeError as createProgram, Error
+   */
+  createPrograms(all: readonly { engine: Engine; parts: readonly ProgramPart[] }[]): Required<EngineProgram>[]
 }
 
 export interface Addon {

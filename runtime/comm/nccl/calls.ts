@@ -61,14 +61,22 @@ export interface Call {
   counts?: readonly number[]
 }
 
+/** Which call a part is of, and how many parts of it this thread has. */
+export interface Round {
+  number: number
+  members: number
+}
+
 /** The words between op and operands. */
 export function wordsOf(
   communicator: number,
   { kind, reduction, root = 0, count = 0, counts = [] }: Call,
   part: Part,
   timeoutMs: number,
+  { number, members }: Round,
 ): number[] {
   const type = reduction ? (REDUCED[reduction.dtype] as number) : BYTES
   const operation = reduction ? OPERATION[reduction.op] : 0
-  return [communicator, KIND[part.kind ?? kind], type, operation, part.peer ?? root, count, timeoutMs, ...(part.counts ?? counts)]
+  const head = [communicator, KIND[part.kind ?? kind], type, operation, part.peer ?? root, count, timeoutMs]
+  return [...head, number, members, ...(part.counts ?? counts)]
 }

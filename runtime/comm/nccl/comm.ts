@@ -21,6 +21,7 @@ import type {
   TreeCut,
 } from '../device-comm.ts'
 import type { GroupHost } from '../host.ts'
+import type { Recording } from '../recording.ts'
 import { type MeetOptions, offerOf } from '../rendezvous.ts'
 import { StagedComm } from '../staged/comm.ts'
 import type { Common } from '../staged/member.ts'
@@ -30,6 +31,7 @@ import type { NcclGroup } from './group.ts'
 import { commonOf, type Entering, type Joint, ncclReachOf, obstacle, type Part, splitAll, versionText } from './join.ts'
 import type { Member } from './member.ts'
 import { allGather, allGatherV, broadcast, broadcastInto, gather } from './move.ts'
+import { record, records } from './recording.ts'
 import { allReduce, allReduceResidualBiasRMSNorm, allReduceTree, reduce, reduceScatter, reduceScatterV } from './reduce.ts'
 
 export { type NcclReach, ncclReachOf } from './join.ts'
@@ -195,6 +197,14 @@ export class NcclComm extends StagedComm {
     this.#registered.delete(storage)
     storage.release()
     if (!this.#member.group.look()) this.#member.group.natives[this.rank]?.deregister(registration)
+  }
+
+  override get records(): boolean {
+    return records(this.#member)
+  }
+
+  override record(step: () => Promise<void>, options: MeetOptions = {}): Promise<Recording> {
+    return this.records ? record(this.#member, step, options) : super.record(step)
   }
 
   override async split(options: { color: number | null; key?: number }): Promise<NcclComm | null> {

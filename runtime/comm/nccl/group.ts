@@ -18,6 +18,8 @@ export { placeOf, type Results }
 
 /** NCCL's code of what passed its deadline. */
 const TIMED_OUT = 8
+/** Calls of NCCL that this thread has made. */
+let calls = 0
 
 export class NcclGroup extends QueuedGroup {
   readonly nccl: Nccl
@@ -65,13 +67,14 @@ export class NcclGroup extends QueuedGroup {
       queue.flush()
     }
     this.#used = true
+    const round = { number: calls++, members: parts.length }
     this.nccl.begin()
     let whole = false
     try {
       for (const part of parts) {
         const { number } = this.natives[part.rank] as NcclCommunicator
         const { queue } = this.cuda(part.rank)
-        queue.record(OP.nccl, wordsOf(number, call, part, timeoutMs), [part.from, part.to], part.writes === false ? [] : [1])
+        queue.record(OP.nccl, wordsOf(number, call, part, timeoutMs, round), [part.from, part.to], part.writes === false ? [] : [1])
         queue.flush()
       }
       whole = true

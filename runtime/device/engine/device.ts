@@ -1,5 +1,5 @@
 // EngineDevice: one rank's view of a device whose commands an engine runs, by number. Ranks share its memory; each has a queue of its own.
-import type { Engine } from '../../core/addon.ts'
+import type { Engine, EngineProgram, ProgramPart } from '../../core/addon.ts'
 import type { DType } from '../../core/dtype.ts'
 import { ArgumentError, DeviceError, type RankmeshError } from '../../core/errors.ts'
 import type { Storage } from '../../core/storage.ts'
@@ -133,7 +133,17 @@ export abstract class EngineDevice implements Device {
   static endTape(views: readonly EngineDevice[], tape: Tape): Program {
     EngineDevice.dropTape(views, tape)
     const { engine, memory } = (views[0] as EngineDevice).processor
-    return new Program(engine as Required<Engine>, memory, tape)
+    return new Program((engine as Required<Engine>).createProgram(tape.program), memory, tape)
+  }
+
+  /** Tapes of devices, one view of each, as programs that `create` makes all at once. */
+  static endTapes(
+    ended: readonly { view: EngineDevice; tape: Tape }[],
+    create: (all: { engine: Engine; parts: ProgramPart[] }[]) => EngineProgram[],
+  ): Program[] {
+    for (const { view, tape } of ended) EngineDevice.dropTape([view], tape)
+    const natives = create(ended.map(({ view, tape }) => ({ engine: view.processor.engine, parts: tape.program })))
+    return ended.map(({ view, tape }, i) => new Program(natives[i] as EngineProgram, view.memory, tape))
   }
 
   /** Ends taking down, where it has not ended. */

@@ -1,5 +1,5 @@
 // Tape: what several queues record between two moments, so that it can be run again at once, as a program.
-import type { Engine, EngineProgram } from '../../core/addon.ts'
+import type { EngineProgram, ProgramPart } from '../../core/addon.ts'
 import type { Block, Memory } from './memory.ts'
 import type { Progress, Queue } from './queue.ts'
 
@@ -65,6 +65,11 @@ export class Tape {
   partOf(progress: Progress): TapePart | undefined {
     return this.#byProgress.get(progress)
   }
+
+  /** As engines take it. */
+  get program(): ProgramPart[] {
+    return this.parts.map(({ queue, words, length }) => ({ queue: queue.progress.id, words, count: length }))
+  }
 }
 
 /** Who has used a block when a run ends: part, and command of it. */
@@ -80,8 +85,9 @@ export class Program {
   readonly #native: EngineProgram
   readonly #left: { block: Block; writer: Use | undefined; readers: Use[] }[]
 
-  /** At the moment at which the tape ends: how blocks are left then is how each run leaves them. */
-  constructor(engine: Required<Pick<Engine, 'createProgram'>>, memory: Memory, tape: Tape) {
+  /** At the moment at which the tape ends: how blocks are left then is how each run leaves them. `native` is made of `tape.program`. */
+  constructor(native: EngineProgram, memory: Memory, tape: Tape) {
+    this.#native = native
     this.#tape = tape
     this.#memory = memory
     const blocks = new Set(tape.parts.flatMap(({ uses }) => [...uses.keys()]))
@@ -94,7 +100,6 @@ export class Program {
       writer: useOf(block.writer, block.written)[0],
       readers: block.readers.slice(0, block.readings).flatMap((reader, i) => useOf(reader, block.read[i] as number)),
     }))
-    this.#native = engine.createProgram(tape.parts.map(({ queue, words, length }) => ({ queue: queue.progress.id, words, count: length })))
   }
 
   /** Hands all parts over, behind what other queues do with the memory. */
@@ -113,6 +118,11 @@ export class Program {
       if (writer) block.noteWrite(writer.part.queue.progress, epoch(writer))
       for (const reader of readers) block.noteRead(reader.part.queue.progress, epoch(reader))
     }
+  }
+
+  /** Why it can be launched no more. */
+  get ended(): string | null {
+    return this.#native.ended?.() ?? null
   }
 
   /** Runs that are under way end; then the memory that was the program's own is given back. */

@@ -222,6 +222,8 @@ extern "C" __attribute__((visibility("default"))) int rankmesh_double_enqueue(vo
   return call.Add(stream, std::move(task));
 }
 
+extern "C" __attribute__((visibility("default"))) void rankmesh_double_report(const char* what) { Report("%s", what); }
+
 extern "C" __attribute__((visibility("default"))) int rankmesh_double_entered(const char* function) { return Entered(function); }
 
 DRIVER_API cuLaunchHostFunc(void* handle, void (*function)(void*), void* data) {

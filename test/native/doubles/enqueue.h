@@ -10,6 +10,9 @@ extern "C" {
  */
 int rankmesh_double_enqueue(void* stream, const char* what, int (*step)(void* data), void (*drop)(void* data), void* data);
 
+/** Says loudly what a program has done wrong, and counts it. */
+void rankmesh_double_report(const char* what);
+
 /** Counts a call of a function, and gives the error that a test has planted for it: 0 for none. */
 int rankmesh_double_entered(const char* function);
 }

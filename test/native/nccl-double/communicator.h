@@ -62,6 +62,8 @@ struct Communicator : std::enable_shared_from_this<Communicator> {
   std::map<std::string, int> calls;
   std::atomic<int> async = kSuccess;
   std::atomic<int> outstanding = 0;
+  /** Calls that graphs hold. */
+  const std::shared_ptr<std::atomic<int>> captured = std::make_shared<std::atomic<int>>(0);
   int splits = 0;
   std::vector<double> scales;
   std::vector<void*> registrations;
@@ -101,6 +103,15 @@ struct Communicator : std::enable_shared_from_this<Communicator> {
       }
     }
     outstanding--;
+  }
+
+  /** Whether graphs let go of it in time: NCCL waits for that in `function` for as long as it takes, which is for ever where nobody ends them. */
+  bool Released(const std::string& function) const {
+    // Steps, not time: the process may stand still meanwhile.
+    for (int step = 0; step < 5000 && *captured > 0; step++) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    if (*captured == 0) return true;
+    Driver::Get().Report(function + " of rank " + std::to_string(rank) + ": graphs still hold " + std::to_string(*captured) + " calls, so that it would never return");
+    return false;
   }
 
   static void Say(const std::string& what) {

@@ -92,7 +92,7 @@ thread_local std::vector<Part> parts;
 
 int Enqueue(const Part& part) {
   try {
-    Driver::Get().Enqueue(part.context, part.stream, [part] { part.comm->Run(part.operations, part.planted); });
+    Driver::Get().Enqueue(part.context, part.stream, [part] { part.comm->Run(part.operations, part.planted); }, part.comm->captured);
     return kSuccess;
   } catch (const std::exception& error) {
     return Refuse(kUnhandledCudaError, error.what());
@@ -191,7 +191,7 @@ extern "C" {
 
 /** For programs without a driver: has a stream of the double's own run something in its order. */
 void RankmeshDoubleEnqueue(void* stream, void (*work)(void*), void* given) {
-  Driver::Get().Enqueue(nullptr, stream, [=] { work(given); });
+  Driver::Get().Enqueue(nullptr, stream, [=] { work(given); }, nullptr);
 }
 
 int ncclGetVersion(int* version) {
@@ -232,6 +232,7 @@ int ncclCommAbort(Communicator* handle) {
   }
   comm->meeting.Abort();
   while (comm->outstanding > 0) std::this_thread::sleep_for(std::chrono::microseconds(100));
+  if (!comm->Released("ncclCommAbort")) return Refuse(kInternalError, "ncclCommAbort: graphs hold it");
   return Drop(handle) ? kSuccess : kInternalError;
 }
 
@@ -239,6 +240,7 @@ int ncclCommDestroy(Communicator* handle) {
   const Entry entry(handle, "ncclCommDestroy");
   if (entry.code != kSuccess) return entry.code;
   entry.comm->meeting.Until([&] { return entry.comm->outstanding == 0; });
+  if (!entry.comm->Released("ncclCommDestroy")) return Refuse(kInternalError, "ncclCommDestroy: graphs hold it");
   return Drop(handle) ? kSuccess : kInternalError;
 }
 
@@ -317,7 +319,7 @@ int ncclCommFinalize(Communicator* handle) {
   return Begin(entry.comm, [comm = entry.comm]() -> int {
     try {
       comm->meeting.Until([&] { return comm->outstanding == 0; });
-      return kSuccess;
+      return comm->Released("ncclCommFinalize") ? kSuccess : kInternalError;
     } catch (const Aborted&) {
       return kInternalError;
     }

@@ -4,6 +4,7 @@
 
 #include <atomic>
 #include <condition_variable>
+#include <cstdio>
 #include <cstdlib>
 #include <deque>
 #include <functional>
@@ -54,11 +55,20 @@ class Driver {
     else free_(reinterpret_cast<unsigned long long>(memory));
   }
 
-  /** Runs `work` behind all that the stream, which is of `context`, has been given. */
-  void Enqueue(void* context, void* stream, std::function<void()> work) {
+  /** Says loudly what the program has done wrong. */
+  void Report(const std::string& what) const {
+    if (loaded()) report_(what.c_str());
+    else std::fprintf(stderr, "NCCL's double: %s\n", what.c_str());
+  }
+
+  /**
+   * Runs `work` behind all that the stream, which is of `context`, has been given. Where the stream is captured, each launch does so, and `graphs`
+   * counts the call until the graph and all that is made of it are gone.
+   */
+  void Enqueue(void* context, void* stream, std::function<void()> work, const std::shared_ptr<std::atomic<int>>& graphs) {
     if (loaded()) {
       // The driver's double has one thread for everything, which cannot wait for other ranks: a thread of this work's own does.
-      auto* const job = new std::shared_ptr<Job>(new Job{std::move(work)});
+      auto* const job = new std::shared_ptr<Job>(new Job{std::move(work), graphs});
       const auto step = [](void* given) {
         const auto job = *static_cast<std::shared_ptr<Job>*>(given);
         if (!std::exchange(job->begun, true)) std::thread([job] { job->work(), job->done = true; }).detach();
@@ -66,9 +76,15 @@ class Driver {
         job->begun = job->done = false;  // a graph does it again
         return 1;
       };
-      const auto drop = [](void* given) { delete static_cast<std::shared_ptr<Job>*>(given); };
+      const auto drop = [](void* given) {
+        const std::unique_ptr<std::shared_ptr<Job>> job(static_cast<std::shared_ptr<Job>*>(given));
+        if ((*job)->captured) --*(*job)->graphs;
+      };
       void* const before = Context();
       set_current_(context);
+      int captured = 0;
+      is_capturing_(stream, &captured);
+      if (((*job)->captured = captured != 0)) ++*graphs;
       const int result = enqueue_(stream, "a collective of NCCL's double", step, drop, job);
       set_current_(before);
       if (result != 0) throw std::runtime_error("the driver's double takes no work for this stream: " + std::to_string(result));
@@ -115,11 +131,15 @@ class Driver {
     set_current_ = reinterpret_cast<int (*)(void*)>(dlsym(handle, "cuCtxSetCurrent"));
     get_device_ = reinterpret_cast<int (*)(int*)>(dlsym(handle, "cuCtxGetDevice"));
     allocate_ = reinterpret_cast<int (*)(unsigned long long*, size_t)>(dlsym(handle, "cuMemAlloc_v2"));
+    is_capturing_ = reinterpret_cast<int (*)(void*, int*)>(dlsym(handle, "cuStreamIsCapturing"));
+    report_ = reinterpret_cast<void (*)(const char*)>(dlsym(handle, "rankmesh_double_report"));
     free_ = reinterpret_cast<int (*)(unsigned long long)>(dlsym(handle, "cuMemFree_v2"));
   }
 
   struct Job {
     std::function<void()> work;
+    std::shared_ptr<std::atomic<int>> graphs;
+    bool captured = false;
     bool begun = false;
     std::atomic<bool> done = false;
   };
@@ -132,6 +152,8 @@ class Driver {
   int (*get_device_)(int*) = nullptr;
   int (*allocate_)(unsigned long long*, size_t) = nullptr;
   int (*free_)(unsigned long long) = nullptr;
+  int (*is_capturing_)(void*, int*) = nullptr;
+  void (*report_)(const char*) = nullptr;
   std::mutex mutex_;
   std::map<void*, Own*> streams_;
 };
