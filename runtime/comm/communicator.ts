@@ -190,7 +190,7 @@ export class Communicator {
 
   /**
    * Whether steps of this group can be recorded: its ranks are of one thread, on one device whose engine is native, or on CUDA devices that use
-   * each other's memory.
+   * each other's memory or are joined by NCCL (2.11.4 or later), each rank of a thread on one of its own.
    */
   get records(): boolean {
     return this.#comm.records

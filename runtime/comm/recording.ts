@@ -15,6 +15,6 @@ export interface Recording extends Disposable {
 /** What a group throws that does not record. */
 export function recordsNothing(): ArgumentError {
   return new ArgumentError(
-    "This group does not record steps: its ranks are neither of one thread on one device with the addon, nor on CUDA devices that use each other's memory; run the step each time",
+    "This group does not record steps: its ranks are neither of one thread on one device with the addon, nor on CUDA devices that use each other's memory or that NCCL 2.11.4 or later joins; run the step each time",
   )
 }

@@ -8,7 +8,7 @@ import { bundle } from '../support/bundle.ts'
 
 const RANKS = 3
 process.env.RANKMESH_CUDA_DOUBLE = `devices ${RANKS};peers 0`
-const { reason } = await import('../support/cuda.ts')
+const { control, reason } = await import('../support/cuda.ts')
 if (reason === '') process.env.RANKMESH_NCCL_PATH = await buildNccl()
 const noProcesses = reason || (loadAddon()?.features().shm.available ? '' : `: skipped, ${loadAddon()?.features().shm.detail}`)
 const program = reason === '' ? await bundle('test/comm/nccl-placed-program.ts') : ''
@@ -50,6 +50,7 @@ describe.skipIf(reason !== '')(`ranks that share no thread, over NCCL${reason}`,
     const x = Array.from({ length: 3 * RANKS }, (_, i) => i)
     const sum = x.map((value) => value * RANKS)
     expect(told.map(({ rank }) => rank)).toEqual([0, 1, 2])
+    expect(control.counts().reports, 'complaints of the doubles').toBe(0)
     for (const [rank, { describe, found }] of told.entries()) {
       expect(describe).toMatch(/^3 ranks .*: NCCL 2\.30\.7$/)
       const mine = [3 * rank, 3 * rank + 1, 3 * rank + 2]
@@ -61,6 +62,7 @@ describe.skipIf(reason !== '')(`ranks that share no thread, over NCCL${reason}`,
         [...mine, ...mine, ...mine],
         [previous + 1, previous + 1],
         rank === 0 ? [1, 1] : [5, 5],
+        [24, 24], // of four runs
       ])
     }
   })
