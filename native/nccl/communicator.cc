@@ -217,6 +217,8 @@ void Communicator::CloseNow(Deadline deadline) {
   };
   while (under_way() && !broken_ && Clock::now() < deadline) std::this_thread::sleep_for(milliseconds(1));
   try {
+    // NCCL would wait for it, versions before 2.14 without an end.
+    if (under_way()) throw Error(kTimeout, "what was under way has not ended in time", rank_);
     const std::lock_guard use(use_);
     const Comm comm = comm_;
     if (comm && !broken_) {

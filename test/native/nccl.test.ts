@@ -149,6 +149,14 @@ describe.skipIf(plain.obstacle !== '')(`NCCL through its double${plain.obstacle}
     ])
   })
 
+  it('what may run calls again ends before the communicator does', async () => {
+    const of = (why: string): string[] => [
+      ...[0, 1].map((rank) => `ended: NCCL's communicator of rank ${rank} has ended: ${why}`),
+      "later: NCCL's communicator of rank 0 has ended meanwhile",
+    ]
+    expect((await plain.says('reruns')).split('\n')).toEqual([...of('this rank has left it'), ...of('by hand'), 'done', ''])
+  })
+
   it('leaves nothing behind', () => {
     expect(segments().filter((name) => !before.includes(name))).toEqual([])
   })
@@ -170,7 +178,7 @@ const threads = new Built('tsan', ['-g1', '-fsanitize=thread'])
 describe.skipIf(threads.obstacle !== '')(`without data races${threads.obstacle}`, () => {
   beforeAll(() => threads.built, BUILD_MS)
 
-  it.each(['one-thread', 'threads', 'splits', 'absent', 'extras'])('%s', async (what) => {
+  it.each(['one-thread', 'threads', 'splits', 'absent', 'extras', 'reruns'])('%s', async (what) => {
     const said = await threads.says(what)
     expect(said).toMatch(/\n?done\n$/)
     expect(said).not.toContain('ThreadSanitizer')

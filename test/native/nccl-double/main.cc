@@ -409,6 +409,23 @@ void Absent(unsigned) {
   std::printf("later: %s\n", Thrown([&] { Run({{ranks[1].comm, Sum(&x, &y, 300), ranks[1].stream}}); }).c_str());
 }
 
+/** What may run calls again is ended before its communicator, by whom it ends, and none is kept then. */
+void Reruns(unsigned) {
+  const auto alive = std::make_shared<int>(0);
+  for (const bool aborted : {false, true}) {
+    auto ranks = GroupOf(2);
+    std::vector<std::promise<std::string>> ended(2);
+    for (size_t rank = 0; rank < 2; rank++) ranks[rank].comm->Keep({alive, [&ended, rank](const std::string& why) { ended[rank].set_value(why); }});
+    for (auto& rank : ranks) {
+      if (aborted) rank.comm->Abort("by hand");
+      else rank.comm->Close(In(10000));
+    }
+    for (auto& rank : ranks) Expect(rank.comm->Ended(In(10000)), "a communicator does not end");
+    for (auto& one : ended) std::printf("ended: %s\n", one.get_future().get().c_str());
+    std::printf("later: %s\n", Thrown([&] { ranks[0].comm->Keep({alive, [](const std::string&) {}}); }).c_str());
+  }
+}
+
 /** Scaled sums, registered memory and windows: what came with later versions. */
 void Extras(unsigned) {
   auto ranks = GroupOf(2);
@@ -467,6 +484,7 @@ int main(int count, char** given) {
     else if (what == "splits") Splits(seed);
     else if (what == "faulty" || what == "faulty-join") Faulty(what == "faulty-join");
     else if (what == "absent") Absent(seed);
+    else if (what == "reruns") Reruns(seed);
     else if (what == "extras") Extras(seed);
     else throw std::runtime_error("no such test: " + what);
     std::printf("done\n");
