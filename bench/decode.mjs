@@ -7,7 +7,7 @@ import { built } from './built.mjs'
 import { median, row } from './harness.mjs'
 
 export const about =
-  'decode and prefill on 1 and 2 ranks of the CPU, activations exact and rounded, beside llama.cpp (MODELS=a.gguf,b.gguf from bench/synthetic.mjs; LLAMA_BENCH=its llama-bench; ONEDNN, ONNXRUNTIME=commands of bench/peers/products.py and onnx-products.mjs)'
+  'decode and prefill on 1 and 2 ranks of the CPU, activations exact and rounded, beside llama.cpp (MODELS=a.gguf,b.gguf from bench/synthetic.mjs; LLAMA_BENCH=its llama-bench; NODE_LLAMA_CPP=dist/index.js of node-llama-cpp; ONEDNN, ONNXRUNTIME=commands of bench/peers/products.py and onnx-products.mjs)'
 
 const ROUNDS = Number(process.env.ROUNDS ?? 5)
 const TOKENS = Number(process.env.TOKENS ?? 24)
@@ -83,15 +83,19 @@ async function compare(model, placement) {
     contenders['llama.cpp, 1 thread'] = (what, count) => llamaBench(model, 1, what, count)
     contenders['llama.cpp, 2 threads'] = (what, count) => llamaBench(model, 2, what, count)
   }
+  const npm =
+    process.env.NODE_LLAMA_CPP && `${process.execPath} ${join(here, 'peers/node-llama-cpp.mjs')} ${process.env.NODE_LLAMA_CPP} ${model}`
   for (const [name, command, only] of [
+    ['node-llama-cpp, 1 thread', npm && `${npm} 1`],
+    ['node-llama-cpp, 2 threads', npm && `${npm} 2`],
     ['oneDNN, products alone', process.env.ONEDNN, 'prefill'],
     ['onnxruntime, the same', process.env.ONNXRUNTIME, 'decode'],
   ]) {
-    if (!command || !WHAT.includes(only)) continue
+    if (!command || (only && !WHAT.includes(only))) continue
     const contender = new Contender(...command.split(' '))
     await contender.ready
     processes.push(contender)
-    contenders[name] = (what, count) => (what === only ? contender.rate(what, count) : null)
+    contenders[name] = (what, count) => (!only || what === only ? contender.rate(what, count) : null)
   }
   const slices = []
   for (let round = 0; round <= ROUNDS; round++) {

@@ -85,6 +85,7 @@ int main() {
     waitpid(other, nullptr, 0);
   }
   kill(owner, SIGSTOP);
+  waitpid(owner, nullptr, WUNTRACED);
   Ask("a stopped process", desk, 7);
   kill(owner, SIGKILL);
   waitpid(owner, nullptr, 0);
