@@ -7,15 +7,17 @@ import { built } from './built.mjs'
 import { median, row } from './harness.mjs'
 
 export const about =
-  'decode and prefill on 1 and 2 ranks of the CPU, activations exact and rounded, beside llama.cpp (MODELS=a.gguf,b.gguf from bench/synthetic.mjs; LLAMA_BENCH=its llama-bench; NODE_LLAMA_CPP=dist/index.js of node-llama-cpp; ONEDNN, ONNXRUNTIME=commands of bench/peers/products.py and onnx-products.mjs)'
+  'decode and prefill on 1 and 2 ranks of the CPU, activations exact and rounded, beside llama.cpp (MODELS=a.gguf,b.gguf from bench/synthetic.mjs; ONLY=some contenders; LLAMA_BENCH=its llama-bench; NODE_LLAMA_CPP=dist/index.js of node-llama-cpp; ONEDNN, ONNXRUNTIME=commands of bench/peers/products.py and onnx-products.mjs)'
 
 const ROUNDS = Number(process.env.ROUNDS ?? 5)
 const TOKENS = Number(process.env.TOKENS ?? 24)
 const PROMPT = 128
 /** What is measured: decode, prefill or both. */
 const WHAT = (process.env.WHAT ?? 'decode,prefill').split(',')
-/** Hops below this many nanoseconds: both processors share a core's caches or a memory controller. */
-const NEAR = 120
+/** Contenders by name, where not all are wanted: a regular expression. */
+const ONLY = new RegExp(process.env.ONLY ?? '')
+/** Two threads read more than so many times what one reads: the processors are far from each other, and each has a way to memory of its own. */
+const FAR = 1.5
 const here = import.meta.dirname
 
 /** A process that says a line when it is ready, and answers lines. */
@@ -74,14 +76,18 @@ async function compare(model, placement) {
   const processes = []
   const contenders = {}
   for (const [name, [ranks, load]] of Object.entries(ours)) {
+    if (!ONLY.test(name)) continue
     const contender = new Contender(process.execPath, join(here, 'decode-rank.mjs'), model, ranks, JSON.stringify(load))
     await contender.ready
     processes.push(contender)
     contenders[name] = (what, count) => contender.rate(what, count)
   }
   if (process.env.LLAMA_BENCH) {
-    contenders['llama.cpp, 1 thread'] = (what, count) => llamaBench(model, 1, what, count)
-    contenders['llama.cpp, 2 threads'] = (what, count) => llamaBench(model, 2, what, count)
+    for (const [name, threads] of [
+      ['llama.cpp, 1 thread', 1],
+      ['llama.cpp, 2 threads', 2],
+    ])
+      if (ONLY.test(name)) contenders[name] = (what, count) => llamaBench(model, threads, what, count)
   }
   const npm =
     process.env.NODE_LLAMA_CPP && `${process.execPath} ${join(here, 'peers/node-llama-cpp.mjs')} ${process.env.NODE_LLAMA_CPP} ${model}`
@@ -91,7 +97,7 @@ async function compare(model, placement) {
     ['oneDNN, products alone', process.env.ONEDNN, 'prefill'],
     ['onnxruntime, the same', process.env.ONNXRUNTIME, 'decode'],
   ]) {
-    if (!command || (only && !WHAT.includes(only))) continue
+    if (!command || !ONLY.test(name) || (only && !WHAT.includes(only))) continue
     const contender = new Contender(...command.split(' '))
     await contender.ready
     processes.push(contender)
@@ -108,7 +114,7 @@ async function compare(model, placement) {
         const result = await rate(what, count)
         if (!result) continue
         const after = placement()
-        const [first, second] = [before, after].map(({ hop }) => (hop < NEAR ? 'near' : 'far'))
+        const [first, second] = [before, after].map(({ oneThread, twoThreads }) => (twoThreads > FAR * oneThread ? 'far' : 'near'))
         // What was measured while the system moved a processor belongs to neither; `all` has everything.
         if (round > 0)
           slices.push({
