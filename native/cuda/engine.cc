@@ -21,11 +21,21 @@ uint64_t ThisProcess() {
   return number;
 }
 
-/** Blocks that were exported, for engines of this process. */
+/** What was exported, for engines of this process, and what of it other processes may ask for. */
 struct Exports {
+  struct Entry {
+    std::weak_ptr<engine::Block> block;
+    std::weak_ptr<Shareable> object;
+  };
   std::mutex mutex;
   uint64_t next = 1;
-  std::unordered_map<uint64_t, std::weak_ptr<engine::Block>> blocks;
+  std::unordered_map<uint64_t, Entry> all;
+
+  Entry Of(uint64_t number) {
+    const std::lock_guard lock(mutex);
+    const auto found = all.find(number);
+    return found == all.end() ? Entry{} : found->second;
+  }
 };
 
 Exports& TheExports() {
@@ -33,20 +43,11 @@ Exports& TheExports() {
   return *exports;
 }
 
-std::shared_ptr<engine::Block> ExportedBlock(uint64_t number) {
-  Exports& exports = TheExports();
-  const std::lock_guard lock(exports.mutex);
-  const auto found = exports.blocks.find(number);
-  auto block = found == exports.blocks.end() ? nullptr : found->second.lock();
-  if (!block) throw std::out_of_range("what is to be imported has been freed");
-  return block;
-}
-
-/** For another process. */
+/** For another process; by a thread that has no part in blocks. */
 int FileOf(uint64_t number) {
-  const auto block = std::dynamic_pointer_cast<ShareableBlock>(ExportedBlock(number));
-  if (!block) throw std::out_of_range("what is to be imported is no file");
-  return block->object->File();
+  const auto object = TheExports().Of(number).object.lock();
+  if (!object) throw std::out_of_range("what is to be imported has been freed, or is no file");
+  return object->File();
 }
 
 }  // namespace
@@ -220,9 +221,9 @@ Exported Engine::Export(uint32_t id) const {
   {
     Exports& exports = TheExports();
     const std::lock_guard lock(exports.mutex);
-    std::erase_if(exports.blocks, [](const auto& entry) { return entry.second.expired(); });
+    std::erase_if(exports.all, [](const auto& entry) { return entry.second.block.expired(); });
     exported.ticket.number = exports.next++;
-    exports.blocks[exported.ticket.number] = block;
+    exports.all[exported.ticket.number] = {block, shareable ? shareable->object : nullptr};
   }
   if (!shareable) {
     exported.kind = Exported::kPlain;
@@ -245,10 +246,12 @@ uint32_t Engine::Import(const Exported& exported) {
   int index = 0;
   while (index < driver.devices() && std::memcmp(InfoOf(driver, index).uuid.bytes, exported.device.bytes, sizeof(Uuid)) != 0) index++;
   const std::string from = index < driver.devices() ? "CUDA device " + std::to_string(index) : "a CUDA device that this process does not see";
-  if (index < driver.devices() && !CanAccessPeer(index))
+  // Of memory that is handed over, the driver says it when it is mapped: devices may be no peers, and joined by NVLink all the same.
+  if (exported.kind == Exported::kPlain && index < driver.devices() && !CanAccessPeer(index))
     throw Unavailable("CUDA device " + std::to_string(device_->info.index) + " cannot access memory of " + from);
   if (exported.process != ThisProcess()) return Keep(ImportFar(exported, from));
-  const auto block = ExportedBlock(exported.ticket.number);
+  const auto block = TheExports().Of(exported.ticket.number).block.lock();
+  if (!block) throw std::out_of_range("what is to be imported has been freed");
   if (const auto all = std::dynamic_pointer_cast<MulticastBlock>(block)) return Keep(std::make_shared<MulticastBlock>(device_, all->multicast));
   if (const auto bindable = std::dynamic_pointer_cast<BindableBlock>(block)) {
     if (bindable->device != device_) bindable->Allow(*device_);

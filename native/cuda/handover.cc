@@ -2,12 +2,15 @@
 // it that the other is of the same user.
 #include "handover.h"
 
+#include <pthread.h>
 #include <sys/socket.h>
 #include <sys/un.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <chrono>
+#include <csignal>
 #include <cstdio>
 #include <cstring>
 #include <random>
@@ -18,7 +21,8 @@
 namespace rankmesh::cuda {
 namespace {
 
-constexpr int kPatienceSeconds = 5;
+using Clock = std::chrono::steady_clock;
+constexpr std::chrono::seconds kPatience{5};
 constexpr size_t kLongest = 512;
 
 class Socket {
@@ -47,10 +51,19 @@ bool SameUser(int peer) {
   return getsockopt(peer, SOL_SOCKET, SO_PEERCRED, &who, &length) == 0 && who.uid == geteuid();
 }
 
-void BePatient(int peer, int seconds) {
-  const timeval patience{seconds, 0};
+void BePatient(int peer, std::chrono::seconds seconds) {
+  const timeval patience{seconds.count(), 0};
   setsockopt(peer, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience);
   setsockopt(peer, SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof patience);
+}
+
+/** What the system does until a signal interrupts it, again, unless it has taken too long altogether: such calls are not resumed. */
+template <typename Call>
+ssize_t Insist(Clock::time_point until, Call call) {
+  for (;;) {
+    const ssize_t result = call();
+    if (result >= 0 || errno != EINTR || Clock::now() >= until) return result;
+  }
 }
 
 /** A message that may carry a file. */
@@ -73,12 +86,15 @@ struct Letter {
     enclosed->cmsg_len = CMSG_LEN(sizeof file);
     std::memcpy(CMSG_DATA(enclosed), &file, sizeof file);
   }
+  /** The file that has come, one alone; -1 for none. */
   int Enclosed() {
     const cmsghdr* const enclosed = CMSG_FIRSTHDR(&header);
-    int file = -1;
-    if (enclosed && enclosed->cmsg_level == SOL_SOCKET && enclosed->cmsg_type == SCM_RIGHTS && enclosed->cmsg_len == CMSG_LEN(sizeof file))
-      std::memcpy(&file, CMSG_DATA(enclosed), sizeof file);
-    return file;
+    if (!enclosed || enclosed->cmsg_level != SOL_SOCKET || enclosed->cmsg_type != SCM_RIGHTS) return -1;
+    int files[2] = {-1, -1};
+    std::memcpy(files, CMSG_DATA(enclosed), std::min(sizeof files, static_cast<size_t>(enclosed->cmsg_len - CMSG_LEN(0))));
+    if (files[1] < 0) return files[0];
+    for (const int file : files) close(file);
+    return -1;
   }
   msghdr header{};
 
@@ -90,7 +106,7 @@ struct Letter {
 void Answer(int peer, Provider provider) {
   uint64_t number = 0;
   if (!SameUser(peer)) return;
-  BePatient(peer, 1);
+  BePatient(peer, std::chrono::seconds(1));
   if (recv(peer, &number, sizeof number, 0) != sizeof number) return;
   std::string why = " ";
   int file = -1;
@@ -106,6 +122,10 @@ void Answer(int peer, Provider provider) {
 }
 
 void Serve(int listener, Provider provider) {
+  // Signals are for other threads.
+  sigset_t all;
+  sigfillset(&all);
+  pthread_sigmask(SIG_BLOCK, &all, nullptr);
   for (;;) {
     const Socket peer(accept4(listener, nullptr, nullptr, SOCK_CLOEXEC));
     if (peer.file >= 0) Answer(peer.file, provider);
@@ -148,13 +168,15 @@ int Fetch(const std::string& desk, uint64_t number) {
   const Socket peer(NewSocket());
   sockaddr_un address;
   const socklen_t length = AddressOf(desk, address);
-  BePatient(peer.file, kPatienceSeconds);
-  if (peer.file < 0 || connect(peer.file, reinterpret_cast<const sockaddr*>(&address), length) != 0) fail("the process that has it cannot be asked for it");
+  const auto until = Clock::now() + kPatience;
+  BePatient(peer.file, kPatience);
+  const auto connected = [&] { return connect(peer.file, reinterpret_cast<const sockaddr*>(&address), length); };
+  if (peer.file < 0 || Insist(until, connected) != 0) fail("the process that has it cannot be asked for it");
   if (!SameUser(peer.file)) throw Unavailable("the process that was to hand it over is another user's");
-  if (send(peer.file, &number, sizeof number, MSG_NOSIGNAL) != sizeof number) fail("the process that has it cannot be asked for it");
+  if (Insist(until, [&] { return send(peer.file, &number, sizeof number, MSG_NOSIGNAL); }) != sizeof number) fail("the process that has it cannot be asked for it");
   char text[kLongest];
   Letter letter(text, sizeof text);
-  const ssize_t got = recvmsg(peer.file, &letter.header, MSG_CMSG_CLOEXEC);
+  const ssize_t got = Insist(until, [&] { return recvmsg(peer.file, &letter.header, MSG_CMSG_CLOEXEC); });
   if (got <= 0) {
     if (got == 0) errno = ECONNRESET;
     fail("the process that has it has not handed it over");

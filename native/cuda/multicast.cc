@@ -1,6 +1,8 @@
 // Whether there are multicasts, and what is bound to them.
 #include "multicast.h"
 
+#include <algorithm>
+
 namespace rankmesh::cuda {
 namespace {
 
@@ -8,6 +10,12 @@ namespace {
 constexpr char kKernel[] = "peer_sum_f32_2_packets";
 /** The first architecture whose kernels can. */
 constexpr int kOldestPtx = 90;
+
+/** A call, and what came of it. */
+struct Asked {
+  Result result;
+  const char* call;
+};
 
 /** Of memory that is pinned to the device. */
 MemoryProperties PropertiesOf(const Device& device, int types) {
@@ -37,14 +45,21 @@ auto NewMulticast(const Driver& driver, unsigned devices, size_t bytes) {
 
 size_t WholeUnits(const Device& device, unsigned devices, size_t bytes) {
   const Driver& driver = device.driver;
-  size_t unit = 0;
-  if (devices == 0) {
-    const MemoryProperties properties = PropertiesOf(device, kFileDescriptors);
-    driver.Check(driver.cuMemGetAllocationGranularity(&unit, &properties, kLeastGranularity), "cuMemGetAllocationGranularity");
-  } else {
-    const MulticastProperties properties{devices, bytes, kFileDescriptors, 0};
-    driver.Check(driver.cuMulticastGetGranularity(&unit, &properties, kLeastGranularity), "cuMulticastGetGranularity");
-  }
+  size_t of_memory = 1, of_multicast = 1;
+  const auto ask = [&](int types) {
+    const MemoryProperties memory = PropertiesOf(device, types);
+    const MulticastProperties multicast{devices, bytes, static_cast<unsigned long long>(types), 0};
+    Asked asked{driver.cuMemGetAllocationGranularity(&of_memory, &memory, kLeastGranularity), "cuMemGetAllocationGranularity"};
+    if (asked.result == kSuccess && devices > 0)
+      asked = {driver.cuMulticastGetGranularity(&of_multicast, &multicast, kLeastGranularity), "cuMulticastGetGranularity"};
+    return asked;
+  };
+  const int types = Shareable::TypesOf(device);
+  Asked asked = ask(types);
+  // As in Shareable, where the machine is not set up for fabrics.
+  if (asked.result != kSuccess && types != kFileDescriptors) asked = ask(kFileDescriptors);
+  driver.Check(asked.result, asked.call);
+  const size_t unit = std::max(of_memory, of_multicast);  // both are powers of two
   return (bytes + unit - 1) / unit * unit;
 }
 

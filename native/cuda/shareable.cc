@@ -10,28 +10,29 @@
 namespace rankmesh::cuda {
 
 Shareable::Shareable(const Driver& of, const Ticket& ticket) : driver(of) {
-  Result refused = kSuccess;
-  if (ticket.has_fabric) {
-    FabricHandle fabric = ticket.fabric;
-    refused = driver.cuMemImportFromShareableHandle(&handle_, &fabric, kFabric);
-    if (refused == kSuccess) return;
-  }
+  FabricHandle fabric = ticket.fabric;
+  const bool is_given = ticket.fabric_result == kSuccess;
+  const Result refused = is_given ? driver.cuMemImportFromShareableHandle(&handle_, &fabric, kFabric) : ticket.fabric_result;
+  if (refused == kSuccess) return;
   int file = -1;
   try {
     file = Fetch(std::string(ticket.desk, strnlen(ticket.desk, sizeof ticket.desk)), ticket.number);
-  } catch (const Unavailable&) {
-    driver.Check(refused, "cuMemImportFromShareableHandle of a fabric's handle");
-    throw;
+  } catch (const Unavailable& no_file) {
+    // Other machines have no file of it anyway.
+    if (!is_given && refused == kNotSupported) throw;
+    const std::string call = is_given ? "cuMemImportFromShareableHandle of a handle of a fabric" : "a handle of a fabric, in the process that has it";
+    driver.Fail(refused, std::string(no_file.what()) + "; is there an IMEX channel (/dev/nvidia-caps-imex-channels)? " + call);
   }
   const Result imported = driver.cuMemImportFromShareableHandle(&handle_, reinterpret_cast<void*>(static_cast<intptr_t>(file)), kFileDescriptors);
   close(file);
   driver.Check(imported, "cuMemImportFromShareableHandle");
 }
 
-bool Shareable::KnowsFabric(const Device& device) {
+int Shareable::TypesOf(const Device& device) {
   int knows = 0;
-  // Drivers that do not know the question know no such handles.
-  return device.driver.cuDeviceGetAttribute(&knows, kFabricSupported, device.handle()) == kSuccess && knows != 0;
+  // Drivers that do not know the question know no handles of fabrics.
+  if (device.driver.cuDeviceGetAttribute(&knows, kFabricSupported, device.handle()) != kSuccess) knows = 0;
+  return knows ? kFileDescriptors | kFabric : kFileDescriptors;
 }
 
 int Shareable::File() const {
@@ -41,7 +42,8 @@ int Shareable::File() const {
 }
 
 void Shareable::Describe(Ticket& ticket) const {
-  ticket.has_fabric = (types_ & kFabric) != 0 && driver.cuMemExportToShareableHandle(&ticket.fabric, handle_, kFabric, 0) == kSuccess;
+  ticket.fabric_result = fabric_result_;
+  if (fabric_result_ == kSuccess) ticket.fabric_result = driver.cuMemExportToShareableHandle(&ticket.fabric, handle_, kFabric, 0);
 }
 
 Mapping::Mapping(const Device& device, MemoryHandle handle, size_t bytes) : driver_(device.driver), bytes_(bytes) {

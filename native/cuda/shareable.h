@@ -11,9 +11,9 @@ struct Ticket {
   /** Empty where the process that has it hands over no files; see Fetch. */
   char desk[48];
   uint64_t number;
-  /** Whether there is a handle for machines that NVLink joins, and it. */
-  int32_t has_fabric;
+  /** A handle for machines that NVLink joins, where the driver has given one: what it said of that. */
   FabricHandle fabric;
+  int32_t fabric_result;
 };
 
 /** A handle of the driver's. What is given back here needs no context, so a device that is lost gives it back as well. */
@@ -22,9 +22,10 @@ class Shareable {
   /** What the handles of new memory of the device may become, as the driver takes it; it is asked by `make(types)`. Throws CudaError with `what`. */
   template <typename Make>
   Shareable(const Device& device, Make make, const std::string& what) : driver(device.driver) {
-    types_ = kFileDescriptors | kFabric;
-    // Where the machine is not set up for it, the driver says so now.
-    if (!KnowsFabric(device) || make(&handle_, types_) != kSuccess) driver.Check(make(&handle_, types_ = kFileDescriptors), what);
+    const int types = TypesOf(device);
+    // Where the machine is not set up for fabrics, the driver says so now.
+    if (types & kFabric) fabric_result_ = make(&handle_, types);
+    if (fabric_result_ != kSuccess) driver.Check(make(&handle_, kFileDescriptors), what);
   }
   /** What another process has. Throws CudaError, or Unavailable where it cannot be had. */
   Shareable(const Driver& driver, const Ticket& ticket);
@@ -36,13 +37,14 @@ class Shareable {
   /** Writes the handle for other machines, where there is one. */
   void Describe(Ticket& ticket) const;
   MemoryHandle handle() const { return handle_; }
+  /** What new handles are to become, if the driver takes it. */
+  static int TypesOf(const Device& device);
 
   const Driver& driver;
 
  private:
-  static bool KnowsFabric(const Device& device);
   MemoryHandle handle_ = 0;
-  int types_ = kFileDescriptors;
+  Result fabric_result_ = kNotSupported;
 };
 
 /** Addresses at which a device has memory, or a multicast. */

@@ -5,7 +5,8 @@ import type { MeetOptions } from './rendezvous.ts'
 export interface Recording extends Disposable {
   /**
    * Runs the step again: the same operations on the same memory. Collective, in step with all other collectives. Results that were made within the
-   * step are made anew in the same place. @throws as a collective does; ERR_ARGUMENT after `dispose`.
+   * step are made anew in the same place. `timeoutMs` is for the ranks' meeting; the run itself may take as long as the longest of the step's calls.
+   * @throws as a collective does; ERR_ARGUMENT after `dispose`.
    */
   launch(options?: MeetOptions): Promise<void>
   /** Gives back the memory that is the step's own. */

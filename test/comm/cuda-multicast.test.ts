@@ -195,6 +195,7 @@ describe.skipIf(reason !== '')(`a driver that refuses something${reason}`, () =>
   }
 
   it.each([
+    ['cuMemGetAllocationGranularity', 3, 801],
     ['cuMulticastGetGranularity', 3, 801],
     ['cuMulticastCreate', 1, 801],
     ['cuMulticastAddDevice', 2, 801],

@@ -21,6 +21,7 @@ describe.skipIf(missing !== '')(`files of other processes${missing}`, () => {
       'a file: the file',
       'no file: the process that has it does not hand it over: there is no file 0',
       'after askers that make no sense: the file',
+      ...Array(10).fill('among signals: the file'),
       'nobody: the process that has it cannot be asked for it: Connection refused',
       'no desk: the process that has it could open no socket to hand it over',
       'a stopped process: the process that has it has not handed it over: Resource temporarily unavailable',

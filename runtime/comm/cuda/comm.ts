@@ -27,6 +27,7 @@ import { StagedComm } from '../staged/comm.ts'
 import { fusionEngine } from '../staged/fusion.ts'
 import { type FarDevice, type Operand, StagedGroup, type Staging } from '../staged/group.ts'
 import { inOrderOfCalls } from '../turns.ts'
+import { debug } from '../webgpu/choose.ts'
 import type { Wire } from '../wire.ts'
 import { allGather2D, allToAll, scatter } from './deal.ts'
 import { Doubt } from './doubt.ts'
@@ -49,6 +50,8 @@ interface CudaCommon {
   told: Told
   channels: LocalChannels<Staging, StagedGroup> | WireChannels<Staging, StagedGroup>
   traffic: { crossings: number; bytes: number }
+  /** Whether the ranks are of one machine, whose pinned memory joins them where NVLink does not. */
+  pins: boolean
 }
 
 /** A rank's device. */
@@ -125,7 +128,12 @@ export class CudaComm extends StagedComm {
     const given = [room?.dataBytes, room?.packetBytes, memory].map((one) => one ?? 'default')
     const call = `createDeviceComm(cuda-ipc, ${given.join(', ')})`
     const common = await host.meet<Entering, CudaCommon>(call, offer, complete as never, {}, outline as never)
-    const own = await joined(host, device as CudaDevice, common.group.plan)
+    const { plan } = common.group
+    const own = await joined(host, device as CudaDevice, plan).catch((error: unknown) => {
+      if (!(error instanceof BackendUnavailableError && plan.fabric && common.pins && memory === undefined)) throw error
+      debug(`${error.message}; pinned memory is tried`)
+    })
+    if (!own) return CudaComm.create(host, device, { ...options, memory: 'pinned' })
     const doubt = new Doubt((device as CudaDevice).queue)
     common.group.enter(host.rank, own, doubt)
     return new CudaComm(host, device as CudaDevice, own, doubt, common, options)
@@ -329,7 +337,8 @@ function commonOf(host: GroupHost, all: readonly (Entering | Outline)[], { room,
   const traffic = { crossings: 0, bytes: 0 }
   const link = wire && { lane: wire.data, timeoutMs, traffic }
   const group = new CudaGroup(devices, link, { plan, timeoutMs, failure: () => told.look() })
-  return { group, told, channels: channelsOf(host, devices, traffic), traffic }
+  const pins = new Set(reaches.map(({ machine }) => machine)).size === 1
+  return { group, told, channels: channelsOf(host, devices, traffic), traffic, pins }
 }
 
 /** How two ranks reach each other, through host memory. */

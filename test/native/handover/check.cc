@@ -1,5 +1,6 @@
 // Asks another process for its files, as an asker should and as it should not: says what came of it, a line each.
 #include <sys/socket.h>
+#include <sys/time.h>
 #include <sys/un.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -22,6 +23,7 @@ int Opened(uint64_t number) {
   if (number == 0) throw std::runtime_error("there is no file 0");
   int ends[2];
   if (pipe(ends) != 0) throw std::runtime_error("no pipe");
+  if (number > 1000) usleep(20'000);  // longer than signals leave alone
   if (write(ends[1], &number, sizeof number) < 0) std::abort();
   close(ends[1]);
   return ends[0];
@@ -72,6 +74,14 @@ int main() {
   Ask("no file", desk, 0);
   for (const size_t bytes : {0, 1, 7, 9, 64}) Disturb(desk, bytes);
   Ask("after askers that make no sense", desk, 8);
+  struct sigaction ignored {};
+  ignored.sa_handler = [](int) {};
+  ignored.sa_flags = SA_RESTART;
+  sigaction(SIGALRM, &ignored, nullptr);
+  const itimerval often{{0, 1000}, {0, 1000}}, never{};
+  setitimer(ITIMER_REAL, &often, nullptr);
+  for (int i = 0; i < 10; i++) Ask("among signals", desk, 1001);
+  setitimer(ITIMER_REAL, &never, nullptr);
   Ask("nobody", "rankmesh-nobody", 7);
   Ask("no desk", "", 7);
   if (geteuid() == 0) {
