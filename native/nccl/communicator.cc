@@ -271,7 +271,14 @@ void Communicator::Watch() {
 /** The thread that aborts is the one that asks for async errors, so that none asks about what is gone. */
 void Communicator::AbortNow() {
   ForgetPassed();
-  EndReruns(failure()->what());
+  // Beside NCCL: each may wait for the other, graphs for the driver, which has its hands full until NCCL stops what runs, NCCL for graphs.
+  const std::string why = failure()->what();
+  std::thread ending;
+  try {
+    ending = std::thread([this, &why] { EndReruns(why); });
+  } catch (const std::system_error&) {
+    EndReruns(why);
+  }
   std::unique_lock use(use_, std::defer_lock);
   for (const auto end = Clock::now() + kGrace; !use.try_lock() && Clock::now() < end;) std::this_thread::sleep_for(milliseconds(1));
   if (const Comm comm = std::exchange(comm_, nullptr)) {
@@ -282,6 +289,7 @@ void Communicator::AbortNow() {
     }
     (void)library_.CommAbort.pointer(comm);
   }
+  if (ending.joinable()) ending.join();
   const std::lock_guard lock(mutex_);
   unfinished_ = pending_.size();
   pending_.clear();
