@@ -5,7 +5,7 @@ import { EngineDevice } from '../device/engine/device.ts'
 import type { Program, Tape } from '../device/engine/tape.ts'
 import type { Run } from './calls/run.ts'
 import type { QueuedGroup, QueuedMember } from './queued.ts'
-import type { Recording } from './recording.ts'
+import { RankRecording, type Recording } from './recording.ts'
 import type { MeetOptions } from './rendezvous.ts'
 import type { Operand } from './staged/group.ts'
 
@@ -47,57 +47,20 @@ export async function record<G extends QueuedGroup, S>(
       options,
       (tapes) => way.programs(member.group, tapes),
     )
-    return new DeviceRecording(member, way, program, number, difference(member.counts, before))
+    const launch = (check: () => void, options: MeetOptions): Promise<unknown> => {
+      const prepare = (): Program => {
+        check()
+        return program
+      }
+      // Numbered, since all ranks launch the same.
+      return way.recorded(member, `launch of recording ${number}`, prepare, options, (programs) => {
+        way.launch(member.group, programs)
+        return programs.map(() => null)
+      })
+    }
+    return new RankRecording(member.counts, before, launch, () => program.close())
   } catch (error) {
     EngineDevice.dropTape([device], tape)
     throw error
   }
-}
-
-type Counts = QueuedMember<QueuedGroup>['counts']
-
-class DeviceRecording<G extends QueuedGroup, S> implements Recording {
-  readonly #member: QueuedMember<G>
-  readonly #way: Way<G, S>
-  readonly #program: Program
-  /** Among the recordings of the group: all ranks launch the same. */
-  readonly #number: number
-  /** What one run adds to the rank's counts. */
-  readonly #counts: Counts
-  #disposed = false
-
-  constructor(member: QueuedMember<G>, way: Way<G, S>, program: Program, number: number, counts: Counts) {
-    this.#member = member
-    this.#way = way
-    this.#program = program
-    this.#number = number
-    this.#counts = counts
-  }
-
-  async launch(options: MeetOptions = {}): Promise<void> {
-    const member = this.#member
-    const prepare = (): Program => {
-      if (this.#disposed) throw new ArgumentError('This recording was disposed of; record the step again')
-      return this.#program
-    }
-    await this.#way.recorded(member, `launch of recording ${this.#number}`, prepare, options, (programs) => {
-      this.#way.launch(member.group, programs)
-      return programs.map(() => null)
-    })
-    for (const name of Object.keys(this.#counts) as (keyof Counts)[]) member.counts[name] += this.#counts[name]
-  }
-
-  dispose(): void {
-    if (this.#disposed) return
-    this.#disposed = true
-    this.#program.close()
-  }
-
-  [Symbol.dispose](): void {
-    this.dispose()
-  }
-}
-
-function difference(now: Counts, before: Counts): Counts {
-  return { collectives: now.collectives - before.collectives, fused: now.fused - before.fused, bytes: now.bytes - before.bytes }
 }

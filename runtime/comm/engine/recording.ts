@@ -2,7 +2,7 @@
 import { ArgumentError } from '../../core/errors.ts'
 import { EngineDevice } from '../../device/engine/device.ts'
 import type { Program, Tape } from '../../device/engine/tape.ts'
-import type { Recording } from '../recording.ts'
+import { RankRecording, type Recording } from '../recording.ts'
 import type { MeetOptions } from '../rendezvous.ts'
 import { type Member, recorded } from './member.ts'
 
@@ -26,7 +26,17 @@ export async function record(member: Member, step: () => Promise<void>, options:
       return devices.map(() => held)
     }
     const held = await recorded(member, 'end of record()', () => null, options, end)
-    return new EngineRecording(member, held, difference(member.counts, counts))
+    const launch = (check: () => void, options: MeetOptions): Promise<unknown> => {
+      const prepare = (): null => {
+        check()
+        return null
+      }
+      return recorded(member, 'launch of a recording', prepare, options, () => {
+        held.program.launch()
+        return devices.map(() => null)
+      })
+    }
+    return new RankRecording(member.counts, counts, launch, () => held.release())
   } catch (error) {
     if (tape) EngineDevice.dropTape(devices, tape)
     throw error
@@ -46,47 +56,4 @@ class Held {
   release(): void {
     if (--this.#ranks === 0) this.program.close()
   }
-}
-
-type Counts = Member['counts']
-
-class EngineRecording implements Recording {
-  readonly #member: Member
-  readonly #held: Held
-  /** What one run adds to the rank's counts. */
-  readonly #counts: Counts
-  #disposed = false
-
-  constructor(member: Member, held: Held, counts: Counts) {
-    this.#member = member
-    this.#held = held
-    this.#counts = counts
-  }
-
-  async launch(options: MeetOptions = {}): Promise<void> {
-    const member = this.#member
-    const check = (): null => {
-      if (this.#disposed) throw new ArgumentError('This recording was disposed of; record the step again')
-      return null
-    }
-    await recorded(member, 'launch of a recording', check, options, () => {
-      this.#held.program.launch()
-      return member.group.devices.map(() => null)
-    })
-    for (const name of Object.keys(this.#counts) as (keyof Counts)[]) member.counts[name] += this.#counts[name]
-  }
-
-  dispose(): void {
-    if (this.#disposed) return
-    this.#disposed = true
-    this.#held.release()
-  }
-
-  [Symbol.dispose](): void {
-    this.dispose()
-  }
-}
-
-function difference(now: Counts, before: Counts): Counts {
-  return { collectives: now.collectives - before.collectives, fused: now.fused - before.fused, bytes: now.bytes - before.bytes }
 }
