@@ -7,6 +7,8 @@
 #include <cstdio>
 #include <cstdlib>
 
+#include "shareable.h"
+
 namespace rankmesh::cuda {
 namespace {
 
@@ -41,8 +43,7 @@ struct Management {
 }  // namespace
 
 std::string DomainOf(const Device& device) {
-  int knows = 0;
-  if (device.driver.cuDeviceGetAttribute(&knows, kFabricSupported, device.handle()) != kSuccess || knows == 0) return "";
+  if ((Shareable::TypesOf(device) & kFabric) == 0) return "";
   static const Management management;
   void* handle = nullptr;
   FabricInfo info{};

@@ -1,6 +1,6 @@
 // CudaComm: collectives among ranks on CUDA devices, in one thread, in threads or in processes. The frequent ones are kernels, one a rank, over memory
-// that all have: that of the devices, where they reach each other's, in one machine or by NVLink in several, else pinned memory of the machine. They need the host only to agree;
-// what is not overridden here goes through host memory, as in StagedComm.
+// that all have: that of the devices, where they reach each other's, in one machine or by NVLink in several, else pinned memory of the machine.
+// They need the host only to agree; what is not overridden here goes through host memory, as in StagedComm.
 import { BackendUnavailableError, invalidArgument } from '../../core/errors.ts'
 import type { Tensor } from '../../core/tensor.ts'
 import { CudaDevice } from '../../device/cuda/device.ts'
